@@ -1,0 +1,1 @@
+"""PocketDx export room."""

@@ -1,0 +1,180 @@
+"""Does this model give the full model's answers on this very machine?
+
+A bundle carries ``golden.npz``: pictures, and what the full PyTorch model answered. The graph runs on the same
+pixels here, and the answers are compared. Its keys:
+
+- ``image_0000``, ``image_0001``, ...: uint8 [h, w, 3], of any sizes;
+- one for each output: float32 [K, ...];
+- ``tolerances``: a JSON string, precision -> output -> largest difference allowed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pocketdx_runtime.errors import ModelError, printable
+from pocketdx_runtime.machine import Machine, describe_machine
+from pocketdx_runtime.manifest import OUTPUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pocketdx_runtime.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """One output against the golden values; true when it is close enough.
+
+    Attributes:
+        output: its name.
+        max_difference: largest absolute difference over all pictures; NaN when an answer is not a number.
+        tolerance: largest difference allowed.
+    """
+
+    output: str
+    max_difference: float
+    tolerance: float
+
+    def __bool__(self) -> bool:
+        return self.max_difference <= self.tolerance  # false for NaN
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The outcome; its truth value is the verdict.
+
+    Attributes:
+        model: the file's name.
+        digest: SHA-256 of the file.
+        precision: of the model, which chooses the tolerances.
+        images: how many pictures were compared.
+        checks: one for each output that has golden values.
+        untested: outputs of the model without golden values.
+        machine: where it ran.
+    """
+
+    model: str
+    digest: str
+    precision: str
+    images: int
+    checks: tuple[OutputCheck, ...]
+    untested: tuple[str, ...]
+    machine: Machine
+
+    def __bool__(self) -> bool:
+        return bool(self.checks) and all(self.checks)
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Contents of ``golden.npz``, checked; see the module's description."""
+
+    images: tuple[NDArray[np.uint8], ...]
+    outputs: Mapping[str, NDArray[np.float32]]
+    tolerances: Mapping[str, Mapping[str, float]]
+
+
+def run_selftest(model: Model, golden: Path) -> SelfTest:
+    """Run a model on golden pictures and compare.
+
+    Args:
+        model: the model.
+        golden: a bundle's ``golden.npz``.
+
+    Raises:
+        ModelError: the golden file is missing, damaged, or of another model; or see `Model.load`.
+        ManifestError: see `Model.load`.
+    """
+    manifest = model.manifest
+    shown = printable(str(golden))
+    values = read_golden(golden)
+    tolerances = values.tolerances.get(manifest.precision)
+    if tolerances is None:
+        raise ModelError(f"{shown}: no tolerances for the precision {manifest.precision!r}; {_REMEDY}")
+    names = [each for each in manifest.outputs if each in values.outputs]
+    if not names:
+        raise ModelError(f"{shown}: no golden values for any output of {model.name}; {_REMEDY}")
+    missing = [each for each in names if each not in tolerances]
+    if missing:
+        raise ModelError(f"{shown}: no tolerance for {', '.join(missing)} in {manifest.precision}; {_REMEDY}")
+
+    answers = [model.run(image[np.newaxis], names) for image in values.images]
+    checks = []
+    for name in names:
+        found = np.concatenate([answer[name] for answer in answers])
+        expected = values.outputs[name]
+        if found.shape != expected.shape:
+            raise ModelError(
+                f"{shown}: {name} is {list(expected.shape)}, {model.name} gives {list(found.shape)}: "
+                "it belongs to another model; give the golden.npz of this model's bundle"
+            )
+        difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+        checks.append(OutputCheck(name, float(difference), tolerances[name]))
+    return SelfTest(
+        model=model.name,
+        digest=model.digest,
+        precision=manifest.precision,
+        images=len(values.images),
+        checks=tuple(checks),
+        untested=tuple(each for each in manifest.outputs if each not in names),
+        machine=describe_machine(),
+    )
+
+
+_REMEDY = "export the bundle again with `pocketdx export`"
+
+
+def read_golden(path: Path) -> Golden:
+    """Read and check a ``golden.npz``; nothing in it is ever unpickled.
+
+    Raises:
+        ModelError: the file is missing, damaged or incomplete; the message names it and the array.
+    """
+    shown = printable(str(path))
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except OSError as error:
+        raise ModelError(f"{shown}: cannot be read: {error.strerror or error}; {_REMEDY}") from None
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{shown}: not a golden file ({printable(str(error))}); {_REMEDY}") from None
+    images = tuple(arrays[key] for key in sorted(arrays) if key.startswith("image_"))
+    if not images:
+        raise ModelError(f"{shown}: no pictures (image_0000, ...) in it; {_REMEDY}")
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ModelError(f"{shown}: a picture is {image.dtype} {list(image.shape)}, not RGB; {_REMEDY}")
+    outputs = {key: arrays[key] for key in OUTPUTS if key in arrays}
+    for key, array in outputs.items():
+        if array.dtype != np.float32 or array.ndim < 1 or len(array) != len(images):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise ModelError(f"{shown}: {key} is {found}, expected float32 [{len(images)}, ...]; {_REMEDY}")
+        if not np.isfinite(array).all():
+            raise ModelError(f"{shown}: {key} holds numbers that are not finite; {_REMEDY}")
+    try:
+        tolerances = _parse_tolerances(arrays["tolerances"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{shown}: no valid tolerances in it ({printable(str(error))}); {_REMEDY}") from None
+    return Golden(images, outputs, tolerances)
+
+
+def _parse_tolerances(array: NDArray[Any]) -> dict[str, dict[str, float]]:
+    tolerances = {
+        precision: {output: float(value) for output, value in by_output.items()}
+        for precision, by_output in json.loads(str(array.item())).items()
+    }
+    values = [value for by_output in tolerances.values() for value in by_output.values()]
+    if not all(0 <= value < math.inf for value in values):
+        raise ValueError("a tolerance is negative or not finite")
+    return tolerances

@@ -1,0 +1,84 @@
+"""The app factory."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from pocketdx_serve import routes
+from pocketdx_serve.envelope import Envelope
+from pocketdx_serve.problems import Problem
+from pocketdx_serve.replies import answer_http_exception, answer_problem
+from pocketdx_serve.schemas import ProblemDetails
+from pocketdx_serve.service import Service
+from pocketdx_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pocketdx_runtime.model import Model
+
+DESCRIPTION = (
+    "Diagnoses medical images with a PocketDx model file. Images stay in memory while they are worked on; "
+    "none is written to a disk or a log, and nothing is fetched by URL. Research use only, unless the "
+    "model's manifest says otherwise."
+)
+
+
+def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
+    """A FastAPI app that serves ``model``.
+
+    The model is loaded and warmed up beside the running server once the app starts; until then `/readyz` and
+    the image endpoints answer 503. Give the model ``threads=1``: the pool runs images side by side, which is
+    faster than several threads within one image.
+
+    Args:
+        model: which model; need not be loaded yet.
+        settings: limits and sizes; None takes the defaults.
+    """
+    service = Service(model, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="PocketDx",
+        version=version("pocketdx"),
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
+    )
+    app.state.service = service
+    app.add_middleware(Envelope)
+    app.include_router(routes.api)
+    app.include_router(routes.health)
+    app.openapi = cache(lambda: _openapi(app))  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the schema of problems, which no route returns as its regular answer."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        license_info=app.license_info,
+        routes=app.routes,
+    )
+    schemas = document["components"]["schemas"]
+    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["ProblemDetails"] = problem
+    return document

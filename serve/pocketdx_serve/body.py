@@ -1,0 +1,129 @@
+"""The images of a request, read off the wire under limits; nothing touches a disk."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from pocketdx_serve.multipart import ImageParts
+from pocketdx_serve.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.datastructures import Headers
+    from starlette.types import Receive
+
+    from pocketdx_serve.settings import Settings
+
+RAW_TYPES: Final = ("application/dicom", "application/octet-stream")
+ACCEPTED: Final = "multipart/form-data, image/*, " + ", ".join(RAW_TYPES)
+MIN_RATE: Final = 500
+"""Bytes a second below which an upload is given up, as Apache's mod_reqtimeout has it by default."""
+
+
+class ClientGone(Exception):  # noqa: N818  (nobody is left to be told)
+    """The client closed the connection before it had its answer."""
+
+
+class HeldBytes:
+    """How many bytes of request bodies the server holds now, all requests together, and how many it may."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+
+    def take(self, size: int) -> None:
+        """Count ``size`` more bytes.
+
+        Raises:
+            Problem: 503, they would pass the limit; they were not counted.
+        """
+        if self.total + size > self.limit:
+            raise Problem("overloaded", "too many uploads at the same time; try again in a moment")
+        self.total += size
+
+    def give_back(self, size: int) -> None:
+        """Count ``size`` bytes less."""
+        self.total -= size
+
+
+class Upload:
+    """One request's body: its images, and its share of the held bytes until ``release`` is called."""
+
+    def __init__(self, held: HeldBytes, settings: Settings) -> None:
+        self._held = held
+        self._settings = settings
+        self.size = 0
+
+    def release(self) -> None:
+        """Give the held bytes back; safe to call at any time, also twice."""
+        self._held.give_back(self.size)
+        self.size = 0
+
+    async def images(self, headers: Headers, receive: Receive) -> list[bytes]:
+        """Read the images of a multipart body, or the single image that a raw body is.
+
+        Raises:
+            Problem: 400 empty or malformed, 408 too slow, 413 too large, 415 another content type, 503 full.
+            ClientGone: the connection closed before the body was complete.
+        """
+        content_type = headers.get("content-type", "application/octet-stream")
+        media_type = content_type.partition(";")[0].strip().lower()
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Problem(
+                "content-encoding",
+                "send the body without Content-Encoding; images are compressed already",
+                headers={"Accept-Encoding": "identity"},
+            )
+        if media_type == "multipart/form-data":
+            parts = ImageParts(content_type, self._settings.max_images)
+            async with aclosing(self._chunks(headers, receive)) as chunks:
+                async for chunk in chunks:
+                    parts.feed(chunk)
+            images = parts.finish()
+            if not images:
+                raise Problem("empty", "the form has no image; send files in a field named `image`")
+            return images
+        if media_type.startswith("image/") or media_type in RAW_TYPES:
+            async with aclosing(self._chunks(headers, receive)) as chunks:
+                return [b"".join([chunk async for chunk in chunks])]
+        raise Problem(
+            "content-type",
+            f"send {ACCEPTED}; with curl: -F image=@FILE, or "
+            "-H 'Content-Type: image/jpeg' --data-binary @FILE",
+            headers={"Accept": ACCEPTED},
+        )
+
+    async def _chunks(self, headers: Headers, receive: Receive) -> AsyncGenerator[bytes, None]:
+        """Yield the body chunk by chunk; refuse what is declared too large before its first byte is read."""
+        limit = self._settings.max_bytes
+        too_large = f"the request has more than {limit} bytes; send fewer or smaller images"
+        declared = headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared[:19]) > limit:
+            raise Problem("too-large", too_large, body_unread=True)
+        patience = self._settings.read_timeout
+        start = now = asyncio.get_running_loop().time()
+        more = True
+        while more:
+            # Both rules are needed: the first ends silence, the second a byte every few seconds.
+            until = min(now + patience, start + patience + self.size / MIN_RATE)
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise Problem(
+                    "read-timeout", "the body came too slowly; try again", body_unread=True
+                ) from None
+            now = asyncio.get_running_loop().time()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            if self.size + len(chunk) > limit:
+                raise Problem("too-large", too_large, body_unread=more)
+            self._held.take(len(chunk))
+            self.size += len(chunk)
+            if chunk:
+                yield chunk

@@ -1,0 +1,119 @@
+"""From the bytes of one image to one answer: what a thread of the pool does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from pocketdx_runtime.errors import ImageError
+from pocketdx_runtime.image import Limits, load
+from pocketdx_serve.errors import ServeError
+from pocketdx_serve.problems import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pocketdx_runtime.diagnosis import Diagnosis
+    from pocketdx_runtime.model import Model
+    from pocketdx_serve.workers import Job
+
+T = TypeVar("T")
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Vector = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+log = logging.getLogger("pocketdx.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What the model says of one image, and the seconds spent in the queue, decoding, and in the model."""
+
+    value: T
+    queue: float
+    decode: float
+    inference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why there is no answer: a reason of ``problems.KINDS`` and one sentence, without the input's name."""
+
+    reason: str
+    detail: str
+
+
+class Engine:
+    """One model with the limits for its images; safe to call from many threads.
+
+    Refusals are returned, not raised: an exception would carry its frames, and so the image, elsewhere.
+    """
+
+    def __init__(self, model: Model, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+
+    def warm_up(self) -> None:
+        """Open the model and let it answer once for every output that is served.
+
+        Raises:
+            ModelError, ManifestError: the file cannot be opened or run.
+            ServeError: the answer is not finite.
+        """
+        self.model.load()
+        manifest = self.model.manifest
+        size = manifest.preprocessing.size
+        grey = np.full((size, size, 3), 128, dtype=np.uint8)
+        numbers: list[float] = []
+        if "probabilities" in manifest.outputs:
+            numbers += self.model.diagnose([grey])[0].probabilities.values()
+        if "embedding" in manifest.outputs:
+            numbers += self.model.embed([grey])[0].tolist()
+        if not numbers:
+            raise ServeError(
+                f"{self.model.name}: has neither probabilities nor an embedding to serve; export it again"
+            )
+        if not all(map(math.isfinite, numbers)):
+            raise ServeError(f"{self.model.name}: answers NaN or infinity to a grey image; export it again")
+
+    def diagnose(self, data: bytes, job: Job[Answer[Diagnosis] | Refused]) -> Answer[Diagnosis] | Refused:
+        """Diagnose one encoded image."""
+        return self._examine(data, job, lambda pixels: self.model.diagnose([pixels])[0])
+
+    def embed(self, data: bytes, job: Job[Answer[Vector] | Refused]) -> Answer[Vector] | Refused:
+        """Embed one encoded image: float32 [D], L2-normalised."""
+        return self._examine(data, job, lambda pixels: self.model.embed([pixels])[0])
+
+    def _examine(
+        self, data: bytes, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]
+    ) -> Answer[T] | Refused:
+        started = time.perf_counter()
+        try:
+            pixels = self._decode(data)
+            if isinstance(pixels, Refused):
+                return pixels
+            decoded = time.perf_counter()
+            if job.dropped:
+                return Refused("deadline", "given up after decoding")
+            value = infer(pixels)
+        except MemoryError:
+            return Refused("out-of-memory", "try again later, or send a smaller image")
+        return Answer(value, started - job.queued_at, decoded - started, time.perf_counter() - decoded)
+
+    def _decode(self, data: bytes) -> Pixels | Refused:
+        size = self.model.manifest.preprocessing.size
+        try:
+            return load(data, size, limits=self.limits, name="image")
+        except ImageError as error:
+            return Refused(kind_of(error.reason).reason, error.detail)
+        except MemoryError:
+            raise
+        except Exception:
+            # A decoder that stumbles over a picture in a way nobody foresaw. The fault is still the
+            # picture's, and the next one is fine; but we want to know.
+            log.exception("an image broke the decoder")
+            return Refused("corrupt", "the image cannot be decoded; export it again from the source")

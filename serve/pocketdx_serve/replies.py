@@ -1,0 +1,60 @@
+"""Problems as HTTP responses, and the handlers that turn every exception into one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+
+from pocketdx_serve.problems import MEDIA_TYPE, Problem
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+LINGER_SECONDS = 2.0
+_BY_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "content-type"}
+
+
+class ClosingResponse(Response):
+    """A response sent while the client is still sending its body; then the connection is closed.
+
+    Closing at once would reset the connection, and the client would see that instead of the answer. So the
+    rest of the body is read and thrown away for a moment, as nginx's lingering_close does.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, linger, close."""
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await receive()).get("more_body", False):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """The response for a `Problem`."""
+    assert isinstance(error, Problem)
+    request.state.notes["reason"] = error.kind.reason
+    response = ClosingResponse if error.body_unread else Response
+    return response(
+        json.dumps(error.document(request.state.request_id)),
+        status_code=error.kind.status,
+        headers=error.headers,
+        media_type=MEDIA_TYPE,
+    )
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """The response for Starlette's own refusals (no such route, wrong method), as a problem document too."""
+    assert isinstance(error, HTTPException)
+    reason = _BY_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
+    problem = Problem(reason, f"{error.detail}; see /docs", headers=error.headers)
+    return await answer_problem(request, problem)

@@ -1,0 +1,217 @@
+"""The addresses of the API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from pocketdx_serve import docs
+from pocketdx_serve.body import RAW_TYPES, Upload
+from pocketdx_serve.problems import KINDS, MEDIA_TYPE, Problem
+from pocketdx_serve.schemas import (
+    Diagnoses,
+    Embeddings,
+    ImageDiagnosis,
+    ImageEmbedding,
+    ModelInfo,
+    ModelRef,
+    Status,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydantic import BaseModel
+
+    from pocketdx_serve.engine import Answer, Refused
+    from pocketdx_serve.service import Service
+    from pocketdx_serve.workers import Job
+
+T = TypeVar("T")
+_BINARY: Final = {"type": "string", "format": "binary"}
+IMAGE_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "description": "One or many images as multipart/form-data (`image` or `images`, as often as needed), "
+        "or one image as the body itself. JPEG, PNG, WebP, BMP, TIFF; HEIC and DICOM where the server has "
+        "them.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {**_BINARY, "description": "One image."},
+                        "images": {"type": "array", "items": _BINARY, "description": "More images."},
+                    },
+                }
+            },
+            **{media_type: {"schema": _BINARY} for media_type in ("image/*", *RAW_TYPES)},
+        },
+    }
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    meaning = {
+        400: "Nothing sent, or a body that cannot be read.",
+        404: "The model has no such output.",
+        408: "The body came too slowly.",
+        413: "Too many bytes, pixels or images.",
+        415: "Not an image format, or a content type, that is read here.",
+        422: "An image that is cut off or damaged.",
+        503: "Not ready, or full: try again after Retry-After seconds.",
+        504: "No answer in time.",
+    }
+    # Not FastAPI's "model": that would document application/json.
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    return {
+        status: {
+            "description": meaning[status],
+            "content": {MEDIA_TYPE: {"schema": schema, "examples": _problem_examples(status)}},
+        }
+        for status in statuses
+    }
+
+
+def _problem_examples(status: int) -> dict[str, Any]:
+    return {
+        kind.reason: {
+            "summary": kind.title,
+            "value": Problem(kind.reason, kind.title).document("9d1f0c2e5b7a4f63"),
+        }
+        for kind in KINDS.values()
+        if kind.status == status
+    }
+
+
+_IMAGE_PROBLEMS: Final = _problems(400, 404, 408, 413, 415, 422, 503, 504)
+api = APIRouter(prefix="/v1")
+health = APIRouter(tags=["health"])
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that got ``request``."""
+    service: Service = request.app.state.service
+    return service
+
+
+@api.post(
+    "/diagnose",
+    tags=["images"],
+    summary="Diagnose images",
+    response_model=Diagnoses,
+    responses=_IMAGE_PROBLEMS,
+    openapi_extra=IMAGE_BODY,
+)
+async def diagnose(request: Request) -> Response:
+    """Label, calibrated probabilities and labels above their thresholds, for each image in the order sent.
+
+    If an image is refused, the whole request is; `errors` then lists every image at fault.
+    """
+    service = service_of(request)
+    answers = await _examine(request, "probabilities", service.engine.diagnose)
+    results = [
+        ImageDiagnosis(
+            label=answer.value.label,
+            probability=answer.value.probability,
+            probabilities=dict(answer.value.probabilities),
+            above_threshold=list(answer.value.above_threshold),
+        )
+        for answer in answers
+    ]
+    return _reply(Diagnoses(model=_model_ref(service), results=results), answers)
+
+
+@api.post(
+    "/embed",
+    tags=["images"],
+    summary="Embed images",
+    response_model=Embeddings,
+    responses=_IMAGE_PROBLEMS,
+    openapi_extra=IMAGE_BODY,
+)
+async def embed(request: Request) -> Response:
+    """L2-normalised embedding of each image in the order sent, for search by similarity."""
+    service = service_of(request)
+    answers = await _examine(request, "embedding", service.engine.embed)
+    results = [ImageEmbedding(embedding=answer.value.tolist()) for answer in answers]
+    return _reply(Embeddings(model=_model_ref(service), results=results), answers)
+
+
+@api.get("/model", tags=["model"], summary="The served model", responses=_problems(503))
+async def model(request: Request) -> ModelInfo:
+    """The model file's digest and manifest: labels, preprocessing, calibration, metrics, intended use."""
+    service = service_of(request)
+    service.check_loaded()
+    return ModelInfo(digest=service.model.digest, manifest=service.model.manifest)
+
+
+@health.head("/livez", include_in_schema=False)
+@health.get("/livez", summary="Is the process alive?", responses=_problems(503))
+async def livez(request: Request) -> Status:
+    """200 while the server works at all; 503 when every worker is wedged and a restart is the remedy."""
+    service_of(request).check_alive()
+    return Status(status="alive")
+
+
+@health.head("/readyz", include_in_schema=False)
+@health.get("/readyz", summary="May it be asked?", responses=_problems(503))
+async def readyz(request: Request) -> Status:
+    """200 once the model has answered a warm-up; 503 before, and while the server shuts down.
+
+    A full queue does not make the server unready: it answers 503 with Retry-After to what it cannot take.
+    """
+    service_of(request).check_ready()
+    return Status(status="ready")
+
+
+@health.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Send a person with a browser to the documentation."""
+    return RedirectResponse("/docs")
+
+
+@health.get("/docs", include_in_schema=False)
+async def documentation(request: Request) -> Response:
+    """The documentation for people."""
+    page = docs.render(request.app.openapi(), base=str(request.base_url).rstrip("/"))
+    return HTMLResponse(page, headers={"Content-Security-Policy": docs.CSP})
+
+
+async def _examine(
+    request: Request, output: str, examiner: Callable[[bytes, Job[Answer[T] | Refused]], Answer[T] | Refused]
+) -> list[Answer[T]]:
+    service = service_of(request)
+    service.check_room(output)
+    notes = request.state.notes
+    upload = Upload(service.held, service.settings)
+    try:
+        images = await upload.images(request.headers, request.receive)
+        notes["images"] = len(images)
+        return await service.examine(images, examiner, request.receive)
+    finally:
+        notes["bytes"] = upload.size
+        upload.release()
+
+
+def _model_ref(service: Service) -> ModelRef:
+    manifest = service.model.manifest
+    return ModelRef(
+        name=manifest.name,
+        digest=service.model.digest,
+        precision=manifest.precision,
+        intended_use=manifest.intended_use,
+    )
+
+
+def _reply(body: BaseModel, answers: Sequence[Answer[Any]]) -> Response:
+    """JSON with a Server-Timing header (milliseconds; the longest wait, and the sums of the work)."""
+    spent = (
+        ("queue", max(answer.queue for answer in answers)),
+        ("decode", sum(answer.decode for answer in answers)),
+        ("inference", sum(answer.inference for answer in answers)),
+    )
+    timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spent)
+    return Response(body.model_dump_json(), media_type="application/json", headers={"Server-Timing": timing})

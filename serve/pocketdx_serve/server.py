@@ -1,0 +1,132 @@
+"""A socket, the signals and uvicorn around an app, in this process."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from pocketdx_serve.errors import ServeError
+
+if TYPE_CHECKING:
+    import asyncio
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+BACKLOG = 1024
+HEADER_TIMEOUT = 15.0
+"""Seconds within which a connection has to come up with a whole request header."""
+GRACE = 5.0
+"""Seconds beyond the deadline that a shutdown waits for answers on their way."""
+
+log = logging.getLogger("pocketdx.serve")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        ServeError: the port is taken or not allowed, or the host is not an address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise ServeError(f"--host {host}: not a host name or address known here; try 127.0.0.1") from None
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        # Now, not when uvicorn does: two servers that have only bound a port would both believe to have it.
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        why = {
+            errno.EADDRINUSE: "is in use; choose another with --port, or 0 for any free one",
+            errno.EACCES: "needs more rights; choose one above 1023 with --port",
+            errno.EADDRNOTAVAIL: "cannot be opened: --host is not an address of this machine",
+        }.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+        raise ServeError(f"port {port} on {host} {why}") from None
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """``http://host:port`` of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if sock.family is socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def server_for(app: FastAPI) -> uvicorn.Server:
+    """uvicorn for an app of `create_app`; ``run(sockets=[...])`` serves until ``should_exit`` is set."""
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=math.ceil(app.state.service.settings.deadline + GRACE),
+    )
+    return _Server(config, app)
+
+
+def run(app: FastAPI, sock: socket.socket) -> None:
+    """Serve ``app`` on ``sock`` until SIGTERM or SIGINT, then finish what is in flight and return."""
+    log.info("listening", extra={"fields": {"url": url_of(sock)}})
+    server_for(app).run(sockets=[sock])
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that reports not ready from the signal on, and returns instead of killing itself by it."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn remembers the signal and raises it again at its end, for an exit status other than 0.
+        self._app.state.service.drain()
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's HTTP protocol that closes connections which sit between two requests.
+
+    uvicorn limits idle connections, but not those that send a header byte by byte or go on sending a body
+    that was refused. Here a connection is closed after a whole `HEADER_TIMEOUT` without a request in work.
+    """
+
+    _last_cycle: Any = None
+    _watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        cycle = self.cycle
+        if cycle is self._last_cycle and (cycle is None or cycle.response_complete):
+            self.transport.close()
+            return
+        self._last_cycle = cycle
+        self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)

@@ -1,0 +1,209 @@
+"""What one running app holds: the model's engine, the pool, the limits, and whether it may be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from pocketdx_runtime.cpu import granted_cpus
+from pocketdx_runtime.errors import PocketDxError
+from pocketdx_runtime.image import Limits
+from pocketdx_serve.body import ClientGone, HeldBytes
+from pocketdx_serve.engine import Answer, Engine, Refused
+from pocketdx_serve.problems import ImageFault, Problem, refuse_images
+from pocketdx_serve.workers import Full, Job, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from starlette.types import Receive
+
+    from pocketdx_runtime.model import Model
+    from pocketdx_serve.settings import Settings
+
+T = TypeVar("T")
+STALL_DEADLINES = 2
+"""A worker busy with one image for this many deadlines is taken for wedged."""
+
+log = logging.getLogger("pocketdx.serve")
+
+
+class State(StrEnum):
+    """How far the model is; the values are the reasons of the 503 that says no."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+_WHY = {
+    State.STARTING: "the model is being loaded; try again in a moment",
+    State.FAILED: "the model gave no usable answer to the warm-up; see the server's log",
+}
+
+
+class Service:
+    """The state of one app. All methods are for the event loop's thread, except `drain`."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.engine = Engine(
+            model,
+            Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side),
+        )
+        self.workers = Workers(settings.threads or granted_cpus(), settings.queue)
+        self.held = HeldBytes(settings.max_held)
+        self.state = State.STARTING
+        self.draining = False
+        self._warm_up: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the threads and, beside the server, load and warm up the model."""
+        self.workers.start()
+        self._warm_up = asyncio.create_task(self._get_ready())
+
+    async def stop(self) -> None:
+        """Stop the threads; what is still queued is dropped."""
+        self.drain()
+        if self._warm_up is not None:
+            self._warm_up.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._warm_up
+        self.workers.close(timeout=self.settings.deadline)
+
+    def drain(self) -> None:
+        """Report not ready from now on. Requests that reach the server all the same are still answered."""
+        self.draining = True
+
+    async def _get_ready(self) -> None:
+        (job,) = self.workers.submit([lambda _job: self.engine.warm_up()])
+        try:
+            await job.future
+        except PocketDxError as error:
+            self.state = State.FAILED
+            log.error("warm-up failed: %s", error)
+        except Exception:
+            self.state = State.FAILED
+            log.exception("warm-up failed")
+        else:
+            self.state = State.READY
+            log.info("ready", extra={"fields": {"model": self.model.name, "digest": self.model.digest}})
+
+    def check_alive(self) -> None:
+        """Return if the workers move.
+
+        Raises:
+            Problem: 503, every worker has been busy with one image for far longer than any deadline.
+        """
+        if self.workers.stalled(STALL_DEADLINES * self.settings.deadline):
+            raise Problem("stalled", "every worker has been busy for too long; restart the server")
+
+    def check_ready(self) -> None:
+        """Return if new requests are welcome.
+
+        Raises:
+            Problem: 503, with the reason.
+        """
+        if self.draining:
+            raise Problem("draining", "the server is shutting down; ask another one")
+        self.check_loaded()
+        self.check_alive()
+
+    def check_loaded(self) -> None:
+        """Return if the model has answered its warm-up.
+
+        Raises:
+            Problem: 503, not yet or not at all.
+        """
+        if self.state is not State.READY:
+            raise Problem(self.state.value, _WHY[self.state])
+
+    def check_room(self, output: str) -> None:
+        """Return if a request for ``output`` has a chance, before its body is read.
+
+        Raises:
+            Problem: 503 not loaded or full, 404 the model has no such output.
+        """
+        self.check_loaded()
+        if output not in self.model.manifest.outputs:
+            raise Problem("output-missing", f"{self.model.name} was exported without `{output}`")
+        if self.workers.full:
+            raise self._overloaded()
+
+    def _overloaded(self) -> Problem:
+        return Problem(
+            "overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment"
+        )
+
+    async def examine(
+        self,
+        images: Sequence[bytes],
+        examiner: Callable[[bytes, Job[Answer[T] | Refused]], Answer[T] | Refused],
+        receive: Receive,
+    ) -> list[Answer[T]]:
+        """Answers for ``images`` in order, each image one job of the pool.
+
+        One image per job: one request keeps all threads busy, and small requests pass between large ones.
+
+        Args:
+            images: the encoded images.
+            examiner: a method of `Engine`.
+            receive: of the request, whose body has been read; it tells when the client goes away.
+
+        Raises:
+            Problem: 503 the queue is full, 504 the deadline passed, 4xx an image was refused, 500 our fault.
+            ClientGone: nobody waits for the answer any more.
+        """
+        try:
+            jobs = self.workers.submit([partial(examiner, data) for data in images])
+        except Full:
+            raise self._overloaded() from None
+        answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait(
+                (answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answers.done():
+                return _sort_out(answers.result())
+            if gone.done():
+                raise ClientGone
+            raise Problem(
+                "deadline",
+                f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images",
+            )
+        finally:
+            gone.cancel()
+            if not answers.done():
+                self.workers.drop(jobs)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[Answer[T]]:
+    """The answers, if there is one for every image.
+
+    Raises:
+        Problem: some image was refused, or inference failed.
+    """
+    answers: list[Answer[T]] = []
+    faults: list[ImageFault] = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, BaseException):
+            log.error("inference failed", exc_info=outcome)
+            raise Problem("internal", "the model failed on an image; see the server's log")
+        if isinstance(outcome, Refused):
+            faults.append(ImageFault(index, outcome.reason, outcome.detail))
+        else:
+            answers.append(outcome)
+    if faults:
+        raise refuse_images(faults, len(outcomes))
+    return answers

@@ -1,0 +1,1 @@
+"""The training room: data, augmentation, architectures, training, evaluation, calibration."""

@@ -1,0 +1,15 @@
+"""What can go wrong in training, said to the user in one line each."""
+
+from pocketdx_runtime.errors import PocketDxError
+
+
+class TrainError(PocketDxError):
+    """Base of the training room's errors."""
+
+
+class DataError(TrainError):
+    """A data set that cannot be trained or evaluated on: empty, one class only, a broken manifest."""
+
+
+class CheckpointError(TrainError):
+    """A run, a checkpoint or a weights file that is missing, corrupted or of another model."""

@@ -1,0 +1,179 @@
+"""A network, or an exported file, on one labelled set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketdx_runtime.model import Model
+from pocketdx_train.cache import Decoded, batches, decode_once, default_cache_folder
+from pocketdx_train.errors import DataError
+from pocketdx_train.metrics import Evaluation, evaluate
+from pocketdx_train.run import Run
+from pocketdx_train.sources import Source, open_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketdx_train.architectures import Network
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each image of a set.
+
+    Attributes:
+        names: of the images.
+        truth: int64 [N], class indices.
+        logits: float32 [N, C].
+        probabilities: float32 [N, C], calibrated.
+        evaluation: the figures.
+    """
+
+    names: tuple[str, ...]
+    truth: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    evaluation: Evaluation
+
+
+def network_logits(network: Network, device: torch.device | str = "cpu") -> Predictor:
+    """uint8 [N, S, S, 3] to logits, float32 [N, C], by a network in evaluation mode on `device`."""
+    import torch
+
+    network = network.to(device).eval()
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            tensor = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+            logits: NDArray[np.float32] = network(tensor).float().cpu().numpy()
+            return logits
+
+    return predict
+
+
+def model_logits(model: Model) -> Predictor:
+    """uint8 [N, S, S, 3] to logits, float32 [N, C], by an exported file."""
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = model.run(pixels, ["logits"])["logits"]
+        return logits
+
+    return predict
+
+
+def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """softmax(logits / temperature) along the last axis."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def predict_set(
+    predict: Predictor,
+    data: Decoded,
+    positions: NDArray[np.int64],
+    labels: Sequence[str],
+    *,
+    temperature: float,
+) -> Predictions:
+    """Run `predict` over the images at `positions`, and evaluate its answers.
+
+    Raises:
+        DataError: the set is empty.
+    """
+    if not len(positions):
+        raise DataError("no readable image to evaluate on")
+    logits = np.concatenate([predict(pixels) for pixels in batches(data.pixels, positions, _BATCH)])
+    records = [data.records[i] for i in positions]
+    truth = np.array([labels.index(record.label) for record in records], dtype=np.int64)
+    probabilities = softmax(logits, temperature)
+    patients = [record.patient for record in records]
+    groups = patients if any(patient is not None for patient in patients) else None
+    return Predictions(
+        names=tuple(record.name for record in records),
+        truth=truth,
+        logits=logits,
+        probabilities=probabilities,
+        evaluation=evaluate(truth, probabilities, labels, groups=groups),
+    )
+
+
+@dataclass(frozen=True)
+class ChosenSet:
+    """The images that something is evaluated or compared on.
+
+    Attributes:
+        data: decoded at the model's input size.
+        positions: int64 [M], those chosen.
+        source: where they come from.
+        split: "train", "val", "test" or "all".
+    """
+
+    data: Decoded
+    positions: NDArray[np.int64]
+    source: Source
+    split: str
+
+
+def choose_set(
+    path: Path,
+    labels: Sequence[str],
+    size: int,
+    *,
+    split: str | None,
+    run: Run | None,
+    patient_regex: str | None = None,
+    cache: Path | None = None,
+) -> ChosenSet:
+    """Decode a data set and choose what to evaluate on.
+
+    A data set with splits of its own is evaluated on its test split; one without on what the run kept for testing, if
+    it is the run's own data; any other, whole.
+
+    Args:
+        path: the data set.
+        labels: the model's classes.
+        size: of the model's input.
+        split: "train", "val", "test", "all", or None to choose as above.
+        run: whose recorded splits to use where the data is its own.
+        patient_regex: see `sources.open_source`.
+        cache: folder of the decoded images.
+
+    Raises:
+        DataError: the data cannot be read, has classes that the model lacks, or lacks the split.
+    """
+    if patient_regex is None and run is not None:
+        patient_regex = run.record.settings.patient_regex
+    source = open_source(path, patient_regex=patient_regex)
+    unknown = {record.label for record in source.records} - set(labels)
+    if unknown:
+        raise DataError(
+            f"{path}: has classes that the model does not know: {', '.join(sorted(unknown))}; "
+            f"it knows {', '.join(labels)}"
+        )
+    data = decode_once(source, size, cache or default_cache_folder())
+    own = run is not None and data.fingerprint() == run.record.data_fingerprint
+    if own and run is not None:
+        recorded = run.splits()
+        splits = [recorded.get(record.name, "") for record in data.records]
+    else:
+        splits = [record.split or "" for record in data.records]
+    chosen = split or ("test" if "test" in splits else "all")
+    positions = [
+        position
+        for position, found in enumerate(splits)
+        if position not in data.problems and chosen in {"all", found}
+    ]
+    if not positions:
+        raise DataError(f"{path}: no readable image in the split {chosen!r}; choose another with --split")
+    return ChosenSet(data, np.array(positions, dtype=np.int64), source, chosen)

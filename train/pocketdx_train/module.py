@@ -1,0 +1,136 @@
+"""What Lightning runs: one training step, one validation step, the optimizer and its schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAUROC
+
+from pocketdx_train.architectures import Network
+from pocketdx_train.loading import mix
+from pocketdx_train.settings import TrainSettings
+from pocketdx_train.shift import shift_mixed
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Classifier(lightning.LightningModule):
+    """A network in training.
+
+    Args:
+        network: what learns.
+        settings: how.
+        classes: number of classes C.
+        class_weights: float32 [C] for the loss, or None.
+        steps_per_epoch: optimizer steps, for the schedule.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        settings: TrainSettings,
+        *,
+        classes: int,
+        class_weights: torch.Tensor | None,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.auc = MulticlassAUROC(classes, average="macro")
+        self.auc_shifted = MulticlassAUROC(classes, average="macro")
+
+    def on_train_epoch_start(self) -> None:
+        """Fix the epoch's randomness (dropout, mixup), so that an epoch can be repeated after a kill."""
+        torch.manual_seed(mix(self.settings.seed, self.current_epoch, self.global_rank))
+        if self._backbone_is_fixed():
+            # Its batch norms must not drift either.
+            self.network.backbone.features.eval()
+        else:
+            self.network.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Loss of one batch."""
+        pixels, labels, _ = batch
+        normalised = self.network.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        if self._backbone_is_fixed():
+            with torch.no_grad():
+                features = self.network.features(normalised)
+            loss = self._loss(self.network.classify(features), labels)
+        elif self.settings.mixup:
+            loss = self._mixed_loss(normalised, labels)
+        else:
+            loss = self._loss(self.network.classify(self.network.features(normalised)), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and AUC of one batch, as it is and under simulated shift."""
+        pixels, labels, numbers = batch
+        logits = self.network(pixels).float()
+        self.auc.update(logits.softmax(1), labels)
+        shifted = self.network(shift_mixed(pixels, numbers)).float()
+        self.auc_shifted.update(shifted.softmax(1), labels)
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self.log("val_auc", self.auc, on_epoch=True, batch_size=len(labels))
+        self.log("val_auc_shifted", self.auc_shifted, on_epoch=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Loshchilov and Hutter, 2019); decay on weights only; warm-up, then a cosine to zero."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.network.backbone.named_parameters():
+            of_head = name.startswith("classifier.")
+            groups.setdefault((of_head, parameter.ndim > 1), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": self.settings.weight_decay if decays else 0.0}
+                for (_, decays), parameters in groups.items()
+            ],
+            lr=self.settings.lr,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [self._head_factor if of_head else self._body_factor for of_head, _ in groups]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _backbone_is_fixed(self) -> bool:
+        return self.settings.finetune == "frozen" or self.current_epoch < self.settings.first_epochs
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(
+            logits.float(),
+            labels,
+            weight=self.class_weights,  # type: ignore[arg-type]
+            label_smoothing=self.settings.label_smoothing,
+        )
+
+    def _mixed_loss(self, normalised: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """mixup: Zhang et al., ICLR 2018."""
+        alpha = torch.tensor(self.settings.mixup)
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        other = torch.randperm(len(labels), device=normalised.device)
+        blended = share * normalised + (1 - share) * normalised[other]
+        logits = self.network.classify(self.network.features(blended))
+        return share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[other])
+
+    def _body_factor(self, step: int) -> float:
+        main = step - self.settings.first_epochs * self.steps_per_epoch
+        if main < 0:
+            return 0.0
+        steps = self.settings.epochs * self.steps_per_epoch
+        warmup = round(self.settings.warmup * steps)
+        if main < warmup:
+            return (main + 1) / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (main - warmup) / max(1, steps - warmup)))
+
+    def _head_factor(self, step: int) -> float:
+        if step < self.settings.first_epochs * self.steps_per_epoch:
+            return self.settings.head_lr / self.settings.lr
+        return self._body_factor(step)
