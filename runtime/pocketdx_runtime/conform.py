@@ -86,9 +86,7 @@ def _conform_dataclass(value: Any, cls: Any, where: str) -> Any:
     fields = {each.name: each for each in dataclasses.fields(cls)}
     for name in value:
         if name not in fields:
-            raise ManifestError(
-                f"{prefix}{name!s:.60} is not a field that this version knows".replace("\n", " ")
-            )
+            raise ManifestError(f"{prefix}{name!s:.60} is not a field that this version knows".replace("\n", " "))
     for name, each in fields.items():
         no_default = each.default is each.default_factory is dataclasses.MISSING
         if name not in value and no_default:
@@ -104,9 +102,7 @@ def _conform_tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, 
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     require(len(value) == len(args), where, value, f"a list of {len(args)}")
-    return tuple(
-        conform(item, hint, f"{where}[{i}]") for i, (item, hint) in enumerate(zip(value, args, strict=True))
-    )
+    return tuple(conform(item, hint, f"{where}[{i}]") for i, (item, hint) in enumerate(zip(value, args, strict=True)))
 
 
 def _conform_scalar(value: Any, hint: Any, where: str) -> Any:

@@ -86,15 +86,16 @@ def _mounts(root: Path) -> list[_Mount]:
         shows, point = (_unescape(part) for part in before.split(" ")[3:5])
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
-            mounts.append(
-                _Mount(2 if kind == "cgroup2" else 1, PurePosixPath(shows), root / point.lstrip("/"))
-            )
+            mounts.append(_Mount(2 if kind == "cgroup2" else 1, PurePosixPath(shows), root / point.lstrip("/")))
     return mounts
 
 
 def _quota_v2(cgroup: Path) -> float | None:
-    quota, period = [*" ".join(_lines(cgroup / "cpu.max")).split(), "max", "100000"][:2]
-    return None if quota == "max" else int(quota) / int(period)
+    lines = _lines(cgroup / "cpu.max")
+    if not lines or lines[0].startswith("max"):
+        return None
+    quota, period = lines[0].split()
+    return int(quota) / int(period)
 
 
 def _quota_v1(cgroup: Path) -> float | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_WRITE_FAILED = _FULL | {errno.EFBIG, errno.EIO}  # these come from write() and name no file
 
 
 class OutputError(PocketDxError):
@@ -64,9 +65,7 @@ def file_written_aside(path: str | Path, *, overwrite: bool = False) -> Iterator
 
 
 @contextmanager
-def folder_written_aside(
-    path: str | Path, *, overwrite: bool = False, marker: str | None = None
-) -> Iterator[Path]:
+def folder_written_aside(path: str | Path, *, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
     """Give the body an empty folder to fill; it becomes ``path`` when the body ends without error.
 
     With ``overwrite`` an existing folder is replaced only then, and as a whole: files of the old one go.
@@ -140,14 +139,15 @@ def _aside(path: Path, shown: str) -> Iterator[Path]:
         yield aside
         done = True
     except OSError as error:
-        if error.errno in _FULL or error.filename in (str(aside), str(path), str(path.parent)):
+        if error.errno in _WRITE_FAILED or error.filename in (str(aside), str(path), str(path.parent)):
             raise OutputError(f"{shown}: cannot be written: {_explain(error)}") from error
         raise
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # never there
+                aside.unlink()
         if not done:
             for each in made:
                 with suppress(OSError):  # not empty: somebody else has use for it

@@ -16,7 +16,16 @@ from PIL import Image
 
 from pocketdx_runtime import _formats
 from pocketdx_runtime._formats import exif, pixels
-from pocketdx_runtime._formats.base import Limits, RefusalError, check_bytes, check_size, corrupt, unsupported
+from pocketdx_runtime._formats.base import (
+    Decoded,
+    Limits,
+    RefusalError,
+    Request,
+    check_bytes,
+    check_size,
+    corrupt,
+    unsupported,
+)
 from pocketdx_runtime.errors import ImageError, ImageReason
 
 __all__ = ["Limits", "Source", "decode", "load", "resize"]
@@ -42,8 +51,9 @@ def decode(source: Source, *, cover: int | None = None, limits: Limits = _DEFAUL
         source: path of a regular file; the bytes of one; a PIL image (its current frame; left as it is); or
             an array: uint8 [H,W] grey, [H,W,3] RGB or [H,W,4] RGBA, uint16 [H,W] grey, bool [H,W].
         cover: if given, the picture is going to be resized to ``cover`` x ``cover``: a JPEG may then be
-            decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 whose sides are both at least ``2 * cover``.
-            After ``resize``, photographs differ from a full decode by at most 1 grey level, 0.14 on average.
+            decoded at 1/2, 1/4 or 1/8, if that divides both sides and leaves each at least ``3 * cover``.
+            After ``resize``, a photograph differs from a full decode by 0.1 to 0.3 grey levels on average,
+            and by more than 1 in less than 1 % of its values.
         limits: what is refused unread.
         name: what to call the input in errors; by default the path, or a word for what it is.
 
@@ -55,7 +65,8 @@ def decode(source: Source, *, cover: int | None = None, limits: Limits = _DEFAUL
             caused by an input, whatever its bytes.
         ValueError: ``cover`` is not positive.
     """
-    return _to_array(_open(source, cover, limits, name))
+    decoded = _open(source, Request(limits, cover, whole=True), name)
+    return _to_array(exif.upright(decoded.picture, decoded.orientation))
 
 
 def resize(rgb: Pixels, size: int) -> Pixels:
@@ -72,7 +83,10 @@ def resize(rgb: Pixels, size: int) -> Pixels:
 
 
 def load(source: Source, size: int, *, limits: Limits = _DEFAULT, name: str | None = None) -> Pixels:
-    """``resize(decode(source, cover=size), size)``, to the bit, without the copies in between.
+    """Decode and squash to a square in one go: the fast road from a file to a model's input.
+
+    The same as ``resize(decode(source, cover=size), size)`` to within rounding, without the copies in between,
+    and with scaled decoding for JPEGs of any size.
 
     Args:
         source: see ``decode``.
@@ -81,56 +95,57 @@ def load(source: Source, size: int, *, limits: Limits = _DEFAULT, name: str | No
         name: see ``decode``.
 
     Returns:
-        uint8 [size,size,3], RGB.
+        uint8 [size,size,3], RGB, contiguous, writable and owned by the caller.
 
     Raises:
         ImageError: see ``decode``.
         ValueError: ``size`` is not positive.
     """
-    return _to_array(_squash(_open(source, size, limits, name), size))
+    decoded = _open(source, Request(limits, size, whole=False), name)
+    square = _squash(decoded.picture, size, decoded.box)
+    return _to_array(exif.upright(square, decoded.orientation))
 
 
-def _squash(picture: Image.Image, size: int) -> Image.Image:
-    return picture.resize((size, size), Image.Resampling.BILINEAR)
+def _squash(picture: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    return picture.resize((size, size), Image.Resampling.BILINEAR, box)
 
 
 def _to_array(picture: Image.Image) -> Pixels:
-    """Grey turns to RGB only here, after any resizing: the same numbers at a third of the work."""
+    """Grey turns to RGB only here, after any resizing: the same numbers for a third of the work."""
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _open(source: Source, cover: int | None, limits: Limits, name: str | None) -> Image.Image:
-    """Picture, mode ``L`` or ``RGB``, loaded and upright."""
-    if cover is not None and cover < 1:
-        raise ValueError(f"the side to cover must be a positive number of pixels, not {cover}")
+def _open(source: Source, request: Request, name: str | None) -> Decoded:
+    if request.cover is not None and request.cover < 1:
+        raise ValueError(f"the side to cover must be a positive number of pixels, not {request.cover}")
     try:
-        return _read(source, cover, limits)
+        return _read(source, request)
     except RefusalError as refusal:
         label = _label(source) if name is None else name
         raise ImageError(label, refusal.reason, refusal.detail) from refusal.__cause__
 
 
-def _read(source: Source, cover: int | None, limits: Limits) -> Image.Image:
+def _read(source: Source, request: Request) -> Decoded:
     if isinstance(source, (str, os.PathLike)):
-        return _formats.decode(_read_file(Path(source), limits), limits, cover)
+        return _formats.decode(_read_file(Path(source), request.limits), request)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        check_bytes(limits, len(data))
-        return _formats.decode(data, limits, cover)
+        check_bytes(request.limits, len(data))
+        return _formats.decode(data, request)
     if isinstance(source, Image.Image):
-        return _from_pil(source, limits)
+        return _from_pil(source, request.limits)
     if isinstance(source, np.ndarray):
         if source.ndim >= 2:
-            check_size(limits, source.shape[1], source.shape[0])
-        return pixels.array_to_picture(source)
+            check_size(request.limits, source.shape[1], source.shape[0])
+        return Decoded(pixels.array_to_picture(source))
     raise unsupported(type(source).__name__, "pass a path, bytes, a PIL image or a numpy array")
 
 
-def _from_pil(picture: Image.Image, limits: Limits) -> Image.Image:
+def _from_pil(picture: Image.Image, limits: Limits) -> Decoded:
     check_size(limits, *picture.size)
     try:
         loaded = picture.copy()
-        return exif.upright(pixels.flatten(loaded), loaded.getexif().get(exif.ORIENTATION, 1))
+        return Decoded(pixels.flatten(loaded), loaded.getexif().get(exif.ORIENTATION, 1))
     except RefusalError:
         raise
     except Exception as error:  # a picture that was opened but not loaded may be damaged

@@ -62,9 +62,7 @@ def _cpu(root: Path) -> tuple[str, set[str]]:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return "", set()
-    fields = {
-        key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon
-    }
+    fields = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
     name = next((fields[key] for key in ("model name", "Model", "Hardware") if fields.get(key)), "")
     return name, set((fields.get("flags") or fields.get("Features") or "").split())
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping  # noqa: TC003 - the field types are evaluated when a manifest is read
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol, Self
@@ -110,9 +110,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         conform_fields(self)
         require(bool(self.method), "method", self.method, "a few words")
-        require(
-            all(0 < v <= 1 for v in self.values or ()), "values", self.values, "each above 0 and at most 1"
-        )
+        require(all(0 < v <= 1 for v in self.values or ()), "values", self.values, "each above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +162,12 @@ class Manifest:
 
     def __post_init__(self) -> None:
         conform_fields(self)
-        require(
-            self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION)
-        )
+        require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))
         for name in ("name", "architecture", "precision"):
             require(bool(getattr(self, name).strip()), name, getattr(self, name), "not empty")
         _check_labels(self.labels)
         require(
-            bool(self.outputs)
-            and len(set(self.outputs)) == len(self.outputs)
-            and set(self.outputs) <= {*OUTPUTS},
+            bool(self.outputs) and len(set(self.outputs)) == len(self.outputs) and set(self.outputs) <= {*OUTPUTS},
             "outputs",
             self.outputs,
             f"distinct names out of {', '.join(OUTPUTS)}",
@@ -189,9 +183,7 @@ class Manifest:
             f"one for each of the {len(self.labels)} labels",
         )
         quantile, cutoff = self.conformal_quantile, self.novelty_cutoff
-        require(
-            quantile is None or 0 <= quantile < math.inf, "conformal_quantile", quantile, "at least 0, finite"
-        )
+        require(quantile is None or 0 <= quantile < math.inf, "conformal_quantile", quantile, "at least 0, finite")
         require(cutoff is None or math.isfinite(cutoff), "novelty_cutoff", cutoff, "a finite number")
         digest = self.weights_digest
         require(
@@ -226,8 +218,7 @@ class Manifest:
             raw = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ManifestError(
-                f"{source}: its manifest is not valid JSON ({error}); "
-                "export the model again with `pocketdx export`"
+                f"{source}: its manifest is not valid JSON ({error}); export the model again with `pocketdx export`"
             ) from None
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -254,9 +245,7 @@ class Manifest:
         """
         text = metadata.get(MANIFEST_KEY)
         if text is None:
-            raise ManifestError(
-                f"{source}: an ONNX file without a PocketDx manifest; make one with `pocketdx export`"
-            )
+            raise ManifestError(f"{source}: an ONNX file without a PocketDx manifest; make one with `pocketdx export`")
         return cls.from_json(text, source)
 
     def write_to(self, model_proto: ModelProto) -> None:
@@ -281,9 +270,7 @@ def _check_labels(labels: tuple[str, ...]) -> None:
     require(len(labels) >= 2, "labels", labels, "at least two")
     require(len(set(labels)) == len(labels), "labels", labels, "distinct names")
     # Labels are printed to terminals and become column names: no line breaks, no escape sequences.
-    require(
-        all(label.strip() and label.isprintable() for label in labels), "labels", labels, "printable names"
-    )
+    require(all(label.strip() and label.isprintable() for label in labels), "labels", labels, "printable names")
 
 
 def _is_utc(text: str) -> bool:

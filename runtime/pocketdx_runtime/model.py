@@ -50,9 +50,7 @@ class Model:
         ValueError: threads or batch_size below 1.
     """
 
-    def __init__(
-        self, source: str | Path | bytes, *, threads: int | None = None, batch_size: int = 16
-    ) -> None:
+    def __init__(self, source: str | Path | bytes, *, threads: int | None = None, batch_size: int = 16) -> None:
         if (threads is not None and threads < 1) or batch_size < 1:
             raise ValueError(f"threads and batch_size start at 1, got {threads} and {batch_size}")
         if isinstance(source, bytes):
@@ -175,7 +173,7 @@ class Model:
 
         Args:
             pixels: uint8 [N, H, W, 3], RGB; N >= 1.
-            outputs: names, out of ``manifest.outputs``; only what they need is computed.
+            outputs: names, out of ``manifest.outputs``.
 
         Returns:
             float32 arrays by name; shapes as in the manifest's description of outputs.
@@ -189,11 +187,10 @@ class Model:
     def _rows(self, images: Iterable[Source], output: str) -> Iterator[NDArray[np.float32] | ImageError]:
         """One row of an output, or an error, for each picture."""
         session = self._session()
-        for batch in self._decoded(images, session.manifest.preprocessing.size):
+        session.check_outputs([output])
+        for batch in self._decoded(images, session):
             good = [each for each in batch if not isinstance(each, ImageError)]
-            rows: Iterator[NDArray[np.float32]] = iter(
-                session.run(np.stack(good), [output])[output] if good else ()
-            )
+            rows: Iterator[NDArray[np.float32]] = iter(session.run(np.stack(good), [output])[output] if good else ())
             for each in batch:
                 if isinstance(each, ImageError):
                     yield each
@@ -201,27 +198,28 @@ class Model:
                 row = next(rows)
                 if not np.isfinite(row).all():
                     raise ModelError(
-                        f"{self._shown}: its {output} is not a finite number; the file is damaged or was "
+                        f"{self._shown}: its {output} are not finite numbers; the file is damaged or was "
                         "exported wrongly, export it again with `pocketdx export`"
                     )
                 yield row
 
-    def _decoded(self, images: Iterable[Source], size: int) -> Iterator[list[NDArray[np.uint8] | ImageError]]:
-        """Batches of pictures of ``size``, decoded side by side where there are several CPUs."""
-        if isinstance(images, (str, bytes, Path)):
+    def _decoded(self, images: Iterable[Source], session: Session) -> Iterator[list[NDArray[np.uint8] | ImageError]]:
+        """Batches of resized pictures, decoded side by side where there are several CPUs."""
+        if isinstance(images, (str, bytes, os.PathLike)):
             raise TypeError(f"expected a list of images, got one {type(images).__name__}")
+        size = session.manifest.preprocessing.size
         numbered = enumerate(images)
         batch = list(islice(numbered, self.batch_size))
 
         def load(item: tuple[int, Source]) -> NDArray[np.uint8] | ImageError:
             number, source = item
-            name = None if isinstance(source, (str, Path)) else f"image {number}"
+            name = None if isinstance(source, (str, os.PathLike)) else f"image {number}"
             try:
                 return image.load(source, size, name=name)
             except ImageError as error:
                 return error
 
-        with _mapping(min(self.threads, len(batch))) as in_order:
+        with _mapping(min(session.threads, len(batch))) as in_order:
             while batch:
                 yield list(in_order(load, batch))
                 batch = list(islice(numbered, self.batch_size))
@@ -238,6 +236,8 @@ def _check_is_file(path: Path, shown: str) -> None:
         raise ModelError(f"{shown}: a folder; give the .onnx file in it")
     if not path.exists():
         raise ModelError(f"{shown}: no such file; make one with `pocketdx export`")
+    if not path.is_file():
+        raise ModelError(f"{shown}: a pipe, socket or device; give a regular file")
 
 
 def _read(source: Path | bytes, shown: str) -> bytes:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FATAL = (
-    4  # onnxruntime's log level; everything below arrives as an exception or concerns nobody who runs a model
-)
+_FATAL = 4  # onnxruntime's log level; everything below arrives as an exception or concerns nobody who runs a model
 _EXPORT = "export it again with `pocketdx export`"
 
 
@@ -48,6 +46,7 @@ class Session:
         manifest: what the file says about itself, checked against the graph.
         digest: SHA-256 of the file, 64 hexadecimal digits.
         size: of the file in bytes.
+        threads: with which onnxruntime computes.
         inputs: of the graph.
         outputs: of the graph.
         engine: onnxruntime's session.
@@ -57,6 +56,7 @@ class Session:
     manifest: Manifest
     digest: str
     size: int
+    threads: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     engine: Any
@@ -98,28 +98,24 @@ class Session:
         if problem:
             raise ManifestError(f"{name}: {problem}; {_EXPORT}")
         digest = hashlib.sha256(data).hexdigest()
-        return cls(name, manifest, digest, len(data), inputs, outputs, engine)
+        return cls(name, manifest, digest, len(data), threads, inputs, outputs, engine)
 
     def run(self, pixels: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Compute the outputs asked for, and nothing that only others need.
+        """Run the graph. All of it: onnxruntime's inference builds ignore ``only_execute_path_to_fetches``.
 
         Args:
             pixels: uint8 [N, H, W, 3], RGB, N >= 1, any H and W: the graph resizes.
-            outputs: names, out of ``manifest.outputs``.
+            outputs: names, out of ``manifest.outputs``; at least one.
 
         Raises:
-            ValueError: pixels of another type or shape.
+            ValueError: pixels of another type or shape, or no outputs.
             ModelError: an output that the model does not have, or onnxruntime failed.
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape:
             raise ValueError(f"pixels: expected uint8 [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-        for each in outputs:
-            if each not in self.manifest.outputs:
-                has = ", ".join(self.manifest.outputs)
-                raise ModelError(f"{self.name}: no output {each!r} in it, it has {has}; {_EXPORT}")
+        self.check_outputs(outputs)
         options = ort.RunOptions()
         options.log_severity_level = _FATAL
-        options.only_execute_path_to_fetches = True
         try:
             arrays = self.engine.run(list(outputs), {"image": pixels}, options)
         except Exception as error:  # as above
@@ -131,10 +127,17 @@ class Session:
                 raise ModelError(f"{self.name}: output {each!r} has the shape {list(array.shape)}; {_EXPORT}")
         return results
 
+    def check_outputs(self, outputs: Sequence[str]) -> None:
+        """Refuse names of outputs that the model does not have; raises as `run`."""
+        if not outputs:  # to onnxruntime this would mean all of them
+            raise ValueError("outputs: name at least one")
+        for each in outputs:
+            if each not in self.manifest.outputs:
+                has = ", ".join(self.manifest.outputs)
+                raise ModelError(f"{self.name}: no output {each!r} in it, it has {has}; {_EXPORT}")
 
-def disagreement(
-    manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> str | None:
+
+def disagreement(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
     """Say where a manifest does not describe a graph, in a few words; None when it does."""
     if not manifest.preprocessing.antialias:
         return "its preprocessing has no antialias, which this runtime cannot do"

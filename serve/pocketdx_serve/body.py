@@ -91,8 +91,7 @@ class Upload:
                 return [b"".join([chunk async for chunk in chunks])]
         raise Problem(
             "content-type",
-            f"send {ACCEPTED}; with curl: -F image=@FILE, or "
-            "-H 'Content-Type: image/jpeg' --data-binary @FILE",
+            f"send {ACCEPTED}; with curl: -F image=@FILE, or -H 'Content-Type: image/jpeg' --data-binary @FILE",
             headers={"Accept": ACCEPTED},
         )
 
@@ -113,9 +112,7 @@ class Upload:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise Problem(
-                    "read-timeout", "the body came too slowly; try again", body_unread=True
-                ) from None
+                raise Problem("read-timeout", "the body came too slowly; try again", body_unread=True) from None
             now = asyncio.get_running_loop().time()
             if message["type"] == "http.disconnect":
                 raise ClientGone

@@ -19,12 +19,8 @@ _DEFAULT = Settings()
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), help="Images worked on at a time.  [default: the CPUs granted]"
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option("--threads", type=click.IntRange(1), help="Images worked on at a time.  [default: the CPUs granted]")
 @click.option(
     "--queue", type=click.IntRange(0), default=_DEFAULT.queue, show_default=True, help="Images that may wait."
 )
@@ -85,11 +81,15 @@ def serve(
     )
 
     from pocketdx_runtime.model import Model
+    from pocketdx_serve.engine import warm_up
+
+    opened = Model(model, threads=1)
+    warm_up(opened)  # before FastAPI: a wrong path is answered at once
+
     from pocketdx_serve.app import create_app
     from pocketdx_serve.logs import configure
     from pocketdx_serve.server import listen, run
 
-    opened = Model(model, threads=1).load()
     with listen(host, port) as sock:
         configure()
         run(create_app(opened, settings), sock)

@@ -47,6 +47,28 @@ class Refused:
     detail: str
 
 
+def warm_up(model: Model) -> None:
+    """Open the model and let it answer once for every output that is served.
+
+    Raises:
+        ModelError, ManifestError: the file cannot be opened or run.
+        ServeError: the answer is not finite.
+    """
+    model.load()
+    manifest = model.manifest
+    size = manifest.preprocessing.size
+    grey = np.full((size, size, 3), 128, dtype=np.uint8)
+    numbers: list[float] = []
+    if "probabilities" in manifest.outputs:
+        numbers += model.diagnose([grey])[0].probabilities.values()
+    if "embedding" in manifest.outputs:
+        numbers += model.embed([grey])[0].tolist()
+    if not numbers:
+        raise ServeError(f"{model.name}: has neither probabilities nor an embedding to serve; export it again")
+    if not all(map(math.isfinite, numbers)):
+        raise ServeError(f"{model.name}: answers NaN or infinity to a grey image; export it again")
+
+
 class Engine:
     """One model with the limits for its images; safe to call from many threads.
 
@@ -57,29 +79,6 @@ class Engine:
         self.model = model
         self.limits = limits
 
-    def warm_up(self) -> None:
-        """Open the model and let it answer once for every output that is served.
-
-        Raises:
-            ModelError, ManifestError: the file cannot be opened or run.
-            ServeError: the answer is not finite.
-        """
-        self.model.load()
-        manifest = self.model.manifest
-        size = manifest.preprocessing.size
-        grey = np.full((size, size, 3), 128, dtype=np.uint8)
-        numbers: list[float] = []
-        if "probabilities" in manifest.outputs:
-            numbers += self.model.diagnose([grey])[0].probabilities.values()
-        if "embedding" in manifest.outputs:
-            numbers += self.model.embed([grey])[0].tolist()
-        if not numbers:
-            raise ServeError(
-                f"{self.model.name}: has neither probabilities nor an embedding to serve; export it again"
-            )
-        if not all(map(math.isfinite, numbers)):
-            raise ServeError(f"{self.model.name}: answers NaN or infinity to a grey image; export it again")
-
     def diagnose(self, data: bytes, job: Job[Answer[Diagnosis] | Refused]) -> Answer[Diagnosis] | Refused:
         """Diagnose one encoded image."""
         return self._examine(data, job, lambda pixels: self.model.diagnose([pixels])[0])
@@ -88,9 +87,7 @@ class Engine:
         """Embed one encoded image: float32 [D], L2-normalised."""
         return self._examine(data, job, lambda pixels: self.model.embed([pixels])[0])
 
-    def _examine(
-        self, data: bytes, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]
-    ) -> Answer[T] | Refused:
+    def _examine(self, data: bytes, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]) -> Answer[T] | Refused:
         started = time.perf_counter()
         try:
             pixels = self._decode(data)

@@ -47,9 +47,7 @@ class PlainFormatter(logging.Formatter):
         """One plain line."""
         fields = {**getattr(record, "fields", {}), **_places(record)}
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return " ".join(
-            [f"{level}{record.getMessage()}", *(f"{name}={value}" for name, value in fields.items())]
-        )
+        return " ".join([f"{level}{record.getMessage()}", *(f"{name}={value}" for name, value in fields.items())])
 
 
 def configure() -> None:

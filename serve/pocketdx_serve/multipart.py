@@ -72,9 +72,7 @@ class ImageParts:
 
     def _part_begins(self) -> None:
         if len(self._images) >= self._max_images:
-            raise Problem(
-                "too-many-images", f"more than {self._max_images} images; send them in several requests"
-            )
+            raise Problem("too-many-images", f"more than {self._max_images} images; send them in several requests")
         self._chunks = []
         self._header_bytes = 0
         self._disposition = b""
@@ -103,9 +101,7 @@ class ImageParts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         if options.get(b"name") not in FIELDS:
-            raise Problem(
-                "unexpected-field", "every part has to be a file in a field named `image` or `images`"
-            )
+            raise Problem("unexpected-field", "every part has to be a file in a field named `image` or `images`")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self._chunks.append(data[start:end])

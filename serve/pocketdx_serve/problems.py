@@ -121,8 +121,7 @@ class Problem(Exception):  # noqa: N818  (an answer, not an error of ours)
         }
         if self.errors:
             members["errors"] = [
-                {"index": fault.index, "reason": fault.reason, "detail": fault.detail}
-                for fault in self.errors
+                {"index": fault.index, "reason": fault.reason, "detail": fault.detail} for fault in self.errors
             ]
         return members
 

@@ -89,8 +89,6 @@ class ProblemDetails(_Out):
     title: Annotated[str, Field(examples=["The image is cut off"])]
     status: Annotated[int, Field(examples=[422])]
     detail: Annotated[str, Field(examples=["truncated JPEG; export it again from the source"])]
-    reason: Annotated[
-        str, Field(description="Stable code; programs may match on it.", examples=["truncated"])
-    ]
+    reason: Annotated[str, Field(description="Stable code; programs may match on it.", examples=["truncated"])]
     request_id: Annotated[str, Field(description="Also in X-Request-ID and in the log.")]
     errors: Annotated[list[ImageFaultOut], Field(description="The images at fault, if any.")] = []

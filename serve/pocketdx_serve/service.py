@@ -13,7 +13,7 @@ from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
 from pocketdx_serve.body import ClientGone, HeldBytes
-from pocketdx_serve.engine import Answer, Engine, Refused
+from pocketdx_serve.engine import Answer, Engine, Refused, warm_up
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.workers import Full, Job, Workers
 
@@ -81,7 +81,7 @@ class Service:
         self.draining = True
 
     async def _get_ready(self) -> None:
-        (job,) = self.workers.submit([lambda _job: self.engine.warm_up()])
+        (job,) = self.workers.submit([lambda _job: warm_up(self.model)])
         try:
             await job.future
         except PocketDxError as error:
@@ -136,9 +136,7 @@ class Service:
             raise self._overloaded()
 
     def _overloaded(self) -> Problem:
-        return Problem(
-            "overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment"
-        )
+        return Problem("overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment")
 
     async def examine(
         self,
@@ -166,9 +164,7 @@ class Service:
         answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
         gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait(
-                (answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
                 return _sort_out(answers.result())
             if gone.done():

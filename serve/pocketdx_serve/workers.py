@@ -74,9 +74,7 @@ class Workers:
         self._busy_since: dict[int, float] = {}
         self._closed = False
         self._changed = threading.Condition()
-        self._pool = [
-            threading.Thread(target=self._serve, name=f"pocketdx-{n}", daemon=True) for n in range(threads)
-        ]
+        self._pool = [threading.Thread(target=self._serve, name=f"pocketdx-{n}", daemon=True) for n in range(threads)]
 
     def start(self) -> None:
         """Start the threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -70,6 +72,29 @@ def _until_ready(live: Live) -> Live:
         assert time.monotonic() < end, "the server did not get ready"
         time.sleep(0.01)
     return live
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModuleType:
+    """``tests/tiny_model.py``, which makes model files."""
+    return _module(Path(__file__).resolve().parents[1] / "tiny_model.py")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tiny_model: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real model file."""
+    path: Path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    path.write_bytes(tiny_model.tiny_model())
+    return path
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -187,9 +212,7 @@ def process(tiny_model_path: Path) -> Iterator[Callable[..., Process]]:
     def start(*options: str, argv: list[str] | None = None) -> Process:
         argv = argv or command("serve", str(tiny_model_path), "--port", "0", *options)
         started = time.perf_counter()
-        popen = subprocess.Popen(
-            argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ}
-        )
+        popen = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ})
         running.append(popen)
         assert popen.stderr is not None
         log: list[dict[str, Any]] = []

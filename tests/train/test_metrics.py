@@ -43,13 +43,8 @@ def value(interval: Interval | None) -> float:
 
 def intervals(evaluation: Evaluation) -> list[Interval]:
     overall = [evaluation.auc, evaluation.accuracy, evaluation.balanced_accuracy, evaluation.f1]
-    by_class = [
-        x for one in evaluation.per_class for x in (one.auc, one.sensitivity, one.specificity, one.f1)
-    ]
+    by_class = [x for one in evaluation.per_class for x in (one.auc, one.sensitivity, one.specificity, one.f1)]
     return [x for x in [*overall, *by_class] if x is not None]
-
-
-# --- AUC -------------------------------------------------------------------------------------------------
 
 
 @given(st.data())
@@ -96,9 +91,6 @@ def test_auc_refuses_what_it_cannot_rank(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         auc(labels, scores, weights)
-
-
-# --- the estimates ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 3, 9])
@@ -193,9 +185,6 @@ def test_a_single_image_is_evaluated_and_its_interval_says_how_little_that_means
     assert e.auc is None
 
 
-# --- the intervals ---------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 10_000), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_interval_holds_its_estimate_and_stays_within_0_and_1(
@@ -231,9 +220,7 @@ def test_ten_copies_of_a_patient_tell_no_more_than_one() -> None:
     labels, probabilities = classifier(80, 2, skill=0.8)
     patients = np.repeat(np.arange(80), 10)
     once = evaluate(labels, probabilities, names(2))
-    copied = evaluate(
-        np.repeat(labels, 10), np.repeat(probabilities, 10, 0), names(2), groups=patients.tolist()
-    )
+    copied = evaluate(np.repeat(labels, 10), np.repeat(probabilities, 10, 0), names(2), groups=patients.tolist())
     fooled = evaluate(np.repeat(labels, 10), np.repeat(probabilities, 10, 0), names(2))
     assert copied.patients == 80
     assert (once.patients, fooled.patients) == (None, None)
@@ -288,9 +275,7 @@ def test_a_perfect_result_is_not_called_certain() -> None:
     wrong = evaluate(labels, np.eye(2)[1 - labels], ["well", "ill"])
     assert wrong.accuracy.high == pytest.approx(1 - 0.025 ** (1 / 50))
     assert (wrong.accuracy.value, wrong.accuracy.low) == (0.0, 0.0)
-    by_patient = evaluate(
-        labels, np.eye(2)[labels], ["well", "ill"], groups=[f"p{i // 10}" for i in range(50)]
-    )
+    by_patient = evaluate(labels, np.eye(2)[labels], ["well", "ill"], groups=[f"p{i // 10}" for i in range(50)])
     assert astuple(by_patient.accuracy) == flawless(5)
 
 
@@ -302,9 +287,6 @@ def test_the_same_seed_gives_the_same_intervals_whatever_the_block_size(
     assert evaluate(labels, probabilities, names(3), resamples=300, seed=6) != first
     monkeypatch.setattr("pocketdx_train.bootstrap.BLOCK_ELEMENTS", 1000)
     assert evaluate(labels, probabilities, names(3), resamples=300, seed=5) == first
-
-
-# --- cost, persistence, errors, table --------------------------------------------------------------------
 
 
 def test_2000_resamples_of_624_images_take_well_under_a_second() -> None:
@@ -345,9 +327,7 @@ def test_an_evaluation_survives_json_undefined_figures_and_all() -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_json_that_contradicts_itself_is_refused_with_the_field(
-    change: dict[str, object], reason: str
-) -> None:
+def test_json_that_contradicts_itself_is_refused_with_the_field(change: dict[str, object], reason: str) -> None:
     labels, probabilities = classifier(40, 2)
     data = evaluate(labels, probabilities, names(2), resamples=5).to_dict()
     with pytest.raises(ManifestError, match=reason):

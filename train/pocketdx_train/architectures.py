@@ -90,8 +90,8 @@ class Network(nn.Module):
 
     def features(self, normalised: torch.Tensor) -> torch.Tensor:
         """Globally pooled features, float32 [N, D], of normalised pictures."""
-        maps = self.backbone.features(normalised)
-        return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
+        maps: torch.Tensor = self.backbone.features(normalised)
+        return maps.mean((2, 3), keepdim=True).flatten(1)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [N, C], of pooled features."""

@@ -55,9 +55,7 @@ class Resampler:
             np.minimum.at(per_patient, patient_of, stratum)
             stratum = per_patient
         order = np.argsort(stratum, kind="stable")
-        _, first, inverse, size = np.unique(
-            stratum[order], return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, inverse, size = np.unique(stratum[order], return_index=True, return_inverse=True, return_counts=True)
         return cls(
             patient_of,
             order,

@@ -6,14 +6,15 @@ one at the same time do each other no harm.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from pocketdx_runtime import image
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.errors import ImageError
+from pocketdx_runtime.files import OutputError, folder_written_aside
 from pocketdx_train.errors import DataError
-from pocketdx_train.sources import Picture, Record, Source
+from pocketdx_train.locks import is_abandoned, locked
+from pocketdx_train.records import Picture, Record, Source
 
 # Raise it when decoding or resizing changes its results: old entries are then no longer found.
 _VERSION = 1
+_PIXELS, _INDEX, _LOCK = "pixels.npy", "index.json", "lock"
 
 Progress = Callable[[int, int], None]
 
@@ -49,12 +53,11 @@ class Decoded:
     problems: dict[int, str]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over every readable picture's pixels, name, label, patient and given split."""
+        """SHA-256 (hex) over every readable picture's name, label, given split and pixels."""
         digest = hashlib.sha256()
         for record, pixels in zip(self.records, self.digests, strict=True):
             if pixels:
-                entry = [record.name, record.label, record.patient, record.split, pixels]
-                digest.update(json.dumps(entry).encode())
+                digest.update(json.dumps([record.name, record.label, record.split, pixels]).encode())
         return digest.hexdigest()
 
 
@@ -72,6 +75,7 @@ def training_pixels(picture: Picture, size: int, *, name: str | None = None) -> 
     Args:
         picture: a path, or pixels uint8 [H, W] or [H, W, 3].
         size: side of the network's input in pixels.
+        name: what to call the picture in errors.
 
     Returns:
         uint8 [size, size, 3] RGB.
@@ -95,77 +99,112 @@ def decode_once(source: Source, size: int, folder: Path, *, progress: Progress |
         DataError: no picture can be read, or the disk is too full for them.
     """
     entry = folder / _key(source, size)
-    if not (entry / "index.json").is_file():
+    decoded = _read(entry, source, size)
+    if decoded is None:
         _fill(entry, source, size, progress)
-    index = json.loads((entry / "index.json").read_text("utf-8"))
-    pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    problems = {int(position): why for position, why in index["problems"].items()}
-    if len(problems) == len(source.records):
-        first = next(iter(problems.values()))
-        raise DataError(f"{source.name}: none of its {len(problems)} images can be read; the first: {first}")
-    return Decoded(source.records, pixels, tuple(index["digests"]), problems)
+        decoded = _read(entry, source, size)
+    if decoded is None:
+        raise DataError(f"{entry}: the cache cannot be read back; name another folder with --cache")
+    if len(decoded.problems) == len(source.records):
+        first = next(iter(decoded.problems.values()))
+        raise DataError(f"{source.name}: none of its {len(source.records)} images can be read; the first: {first}")
+    return decoded
+
+
+def batches(pixels: NDArray[np.uint8], positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
+    """Copies of the pictures at `positions`, uint8 [<=size, S, S, 3] at a time."""
+    remaining = iter(positions)
+    while chosen := list(islice(remaining, size)):
+        yield pixels[chosen]
 
 
 def _key(source: Source, size: int) -> str:
-    made_from = json.dumps([_VERSION, size, str(Path(source.name).resolve()), source.stamp()])
+    # An optional decoder that is installed later makes files readable without changing them.
+    decoders = [name for name in ("pi_heif", "pydicom") if find_spec(name)]
+    made_from = json.dumps([_VERSION, size, decoders, str(Path(source.name).resolve()), source.stamp()])
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
-def _fill(entry: Path, source: Source, size: int, progress: Progress | None) -> None:
+def _read(entry: Path, source: Source, size: int) -> Decoded | None:
+    """What the entry holds; None where there is none, or what is there is damaged."""
     count = len(source.records)
-    needed = count * size * size * 3
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(entry.parent).free
-        if free < needed * 1.02:
-            raise DataError(
-                f"{entry.parent}: {needed / 1e6:.0f} MB are needed for the decoded images and {free / 1e6:.0f} MB "
-                "are free; make room or name another folder with --cache"
-            )
-        aside = Path(tempfile.mkdtemp(prefix=".filling-", dir=entry.parent))
-    except OSError as problem:
-        raise DataError(
-            f"{entry.parent}: cannot be written ({problem.strerror}); name another with --cache"
-        ) from problem
+        index = json.loads((entry / _INDEX).read_text("utf-8"))
+        pixels = np.load(entry / _PIXELS, mmap_mode="r", allow_pickle=False)
+        digests = tuple(map(str, index["digests"]))
+        problems = {int(position): str(why) for position, why in index["problems"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = len(digests) == count and pixels.shape == (count, size, size, 3) and pixels.dtype == np.uint8
+    return Decoded(source.records, pixels, digests, problems) if whole else None
+
+
+def _fill(entry: Path, source: Source, size: int, progress: Progress | None) -> None:
+    folder = entry.parent
     try:
-        _write(aside, source, size, progress)
-        try:
-            aside.rename(entry)
-        except OSError:
-            # Another run finished the same entry first; its content is the same.
-            if not (entry / "index.json").is_file():
-                raise
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        if _read(entry, source, size) is None:
+            shutil.rmtree(entry, ignore_errors=True)  # damaged, if it is there at all
+        _check_room(folder, len(source.records) * size * size * 3)
+        with folder_written_aside(entry) as aside:
+            with locked(aside / _LOCK):
+                _write(aside, source, size, progress)
+            (aside / _LOCK).unlink()
+    except OutputError as problem:
+        if _read(entry, source, size) is None:  # else another run has finished the same entry first
+            cause = problem.__cause__
+            raise _unwritable(folder, cause if isinstance(cause, OSError) else problem) from problem
     except OSError as problem:
+        raise _unwritable(folder, problem) from problem
+
+
+def _unwritable(folder: Path, problem: Exception) -> DataError:
+    reason = (problem.strerror if isinstance(problem, OSError) else None) or problem
+    full = isinstance(problem, OSError) and problem.errno in {errno.ENOSPC, errno.EDQUOT}
+    remedy = "make room, or name" if full else "name"
+    return DataError(f"{folder}: decoded images cannot be kept here: {reason}; {remedy} another folder with --cache")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.02:
         raise DataError(
-            f"{entry.parent}: {problem.strerror}; make room or name another with --cache"
-        ) from problem
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            f"{folder}: {needed / 1e6:.0f} MB are needed for the decoded images and {free / 1e6:.0f} MB are free; "
+            "make room, or name another folder with --cache"
+        )
 
 
 def _write(aside: Path, source: Source, size: int, progress: Progress | None) -> None:
     count = len(source.records)
-    path = aside / "pixels.npy"
+    path = aside / _PIXELS
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
-    with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            # A full disk must be an error here, not a bus error at some later write through the map.
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    _allocate(path)
     digests, problems = [""] * count, {}
     for position, (resized, digest, problem) in enumerate(_decoded(source, size)):
-        if problem:
+        if resized is None:
             problems[position] = problem
         else:
             pixels[position], digests[position] = resized, digest
         if progress:
             progress(position + 1, count)
     pixels.flush()
-    del pixels
-    index = {"digests": digests, "problems": problems}
-    (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (aside / _INDEX).write_text(json.dumps({"digests": digests, "problems": problems}), encoding="utf-8")
 
 
-_Result = tuple[NDArray[np.uint8] | None, str, str | None]
+def _allocate(path: Path) -> None:
+    """Make the disk give the file its room now: later a full disk would be a bus error in a write through the map."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as problem:
+            if problem.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # some file systems cannot
+                raise
+
+
+_Result = tuple[NDArray[np.uint8] | None, str, str]
 
 
 def _decoded(source: Source, size: int) -> Iterator[_Result]:
@@ -182,19 +221,18 @@ def _decoded(source: Source, size: int) -> Iterator[_Result]:
 
 
 def _decode(picture: Picture, name: str, size: int) -> _Result:
+    """Pixels and digest, or the problem."""
     try:
         full = image.decode(picture, name=name)
     except ImageError as problem:
         return None, "", str(problem)
     digest = hashlib.sha256(repr(full.shape).encode())
     digest.update(np.ascontiguousarray(full).data)
-    return image.resize(full, size), digest.hexdigest(), None
+    return image.resize(full, size), digest.hexdigest(), ""
 
 
-def batches(
-    pixels: NDArray[np.uint8], positions: NDArray[np.int64], size: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Copies of the pictures at `positions`, uint8 [<=size, S, S, 3] at a time."""
-    remaining = iter(positions)
-    while chosen := list(islice(remaining, size)):
-        yield pixels[chosen]
+def _sweep(folder: Path) -> None:
+    """Remove what killed builds have left."""
+    for lock in folder.glob(f".*.part/{_LOCK}"):
+        if is_abandoned(lock):
+            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -91,9 +91,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, b
 def _checked(what: str, values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     scores, truth = np.asarray(values, dtype=np.float64), np.asarray(labels)
     if scores.ndim != 2 or not scores.size or truth.shape != scores.shape[:1]:
-        raise ValueError(
-            f"{what} must be [N, C] and labels [N] with at least one image: {scores.shape}, {truth.shape}"
-        )
+        raise ValueError(f"{what} must be [N, C] and labels [N] with at least one image: {scores.shape}, {truth.shape}")
     if not np.isfinite(scores).all():
         raise ValueError(f"{what} must be finite: did the training diverge?")
     if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= scores.shape[1]:

@@ -16,6 +16,7 @@ from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pocketdx_runtime.files import OutputError, file_written_aside
 from pocketdx_train.errors import CheckpointError
 
 _STATE = "pocketdx.state"
@@ -53,20 +54,15 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     """Write nested dicts, lists and tuples of tensors, numbers, texts, booleans and None to one file.
 
     Raises:
-        CheckpointError: a value is of another type.
-        OSError: the disk is full or may not be written.
+        CheckpointError: a value is of another type, or the file cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _flatten(state, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing")
     try:
-        save_file(tensors, aside, metadata={_STATE: json.dumps(structure)})
-        aside.replace(path)
-    except SafetensorError as problem:
-        raise OSError(f"{path}: the checkpoint could not be written ({problem})") from problem
-    finally:
-        aside.unlink(missing_ok=True)
+        with file_written_aside(path, overwrite=True) as aside:
+            save_file(tensors, aside, metadata={_STATE: json.dumps(structure)})
+    except (SafetensorError, OutputError, OSError) as problem:
+        raise CheckpointError(f"{path}: cannot be written ({problem}); make room and go on with --resume") from problem
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -98,15 +94,20 @@ def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value if type(value) in {type(None), bool, int, float, str} else _plain(value)
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        # A copy: safetensors refuses tensors that share memory.
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return ["tensor", name]
+        # A copy: safetensors refuses tensors that share memory, and keeps no memory format. That must come back too:
+        # the optimizer's arithmetic rounds differently where its state lies otherwise in memory than the weights.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return ["tensor", name, *(["channels_last"] if _is_channels_last(value) else [])]
     if isinstance(value, dict):
         return ["dict", [[_flatten(k, tensors), _flatten(v, tensors)] for k, v in value.items()]]
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return [kind, [_flatten(v, tensors) for v in value]]
     raise CheckpointError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _plain(value: Any) -> Any:
@@ -119,9 +120,10 @@ def _plain(value: Any) -> Any:
 def _restore(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if not isinstance(value, list):
         return value
-    kind, content = value
+    kind, content, *memory_format = value
     if kind == "tensor":
-        return tensors[content]
+        tensor = tensors[content]
+        return tensor.contiguous(memory_format=torch.channels_last) if memory_format else tensor
     if kind == "dict":
         return {_restore(k, tensors): _restore(v, tensors) for k, v in content}
     restored = [_restore(v, tensors) for v in content]

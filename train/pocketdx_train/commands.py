@@ -162,7 +162,7 @@ def _show(evaluation: Evaluation, *, as_json: bool, about: dict[str, str]) -> No
         click.echo(format_table(evaluation))
 
 
-def decoding_progress() -> Progress | None:
+def decoding_progress(verb: str = "decoding") -> Progress | None:
     """A progress line on a terminal; None in a pipe."""
     if not sys.stderr.isatty():
         return None
@@ -170,6 +170,6 @@ def decoding_progress() -> Progress | None:
     def show(done: int, count: int) -> None:
         if done == count or done % 50 == 0:
             end = "\n" if done == count else ""
-            click.echo(f"\rdecoding {done}/{count}{end}", err=True, nl=False)
+            click.echo(f"\r{verb} {done}/{count}{end}", err=True, nl=False)
 
     return show

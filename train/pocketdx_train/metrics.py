@@ -130,9 +130,7 @@ def auc(labels_binary: ArrayLike, scores: ArrayLike, weights: ArrayLike | None =
     ranked = np.asarray(scores, dtype=np.float64)
     heavy = np.ones(positive.shape) if weights is None else np.asarray(weights, dtype=np.float64)
     if positive.ndim != 1 or ranked.shape != positive.shape or heavy.shape != positive.shape:
-        raise ValueError(
-            f"labels, scores and weights must be [N]: {positive.shape}, {ranked.shape}, {heavy.shape}"
-        )
+        raise ValueError(f"labels, scores and weights must be [N]: {positive.shape}, {ranked.shape}, {heavy.shape}")
     if np.isnan(ranked).any():
         raise ValueError("a score is NaN")
     if not np.isfinite(heavy).all() or (heavy < 0).any():
@@ -179,10 +177,7 @@ def evaluate(
     estimate = compute(np.ones((len(truth), 1)))[:, 0]
     drawn = np.concatenate([compute(block) for block in resampler.blocks(resamples, seed)], axis=1)
     units = _units(truth, classes, resampler)
-    figures = {
-        name: percentile_interval(estimate[i], drawn[i], units[name])
-        for i, name in enumerate(compute.names())
-    }
+    figures = {name: percentile_interval(estimate[i], drawn[i], units[name]) for i, name in enumerate(compute.names())}
     support = np.bincount(truth, minlength=classes)
     confusion = np.bincount(truth * classes + said, minlength=classes * classes).reshape(classes, classes)
     return Evaluation(
@@ -256,8 +251,7 @@ def format_table(evaluation: Evaluation) -> str:
     if len(e.labels) == 2:
         del overall["specificity (mean)"]  # the balanced accuracy once more
     classes = [
-        [one.label, str(one.support), *(_cell(getattr(one, figure)) for figure in PER_CLASS)]
-        for one in e.per_class
+        [one.label, str(one.support), *(_cell(getattr(one, figure)) for figure in PER_CLASS)] for one in e.per_class
     ]
     blocks = [
         f"{e.n} images{whose}; 95 % intervals from {e.resamples} bootstrap resamples of {unit}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import lightning
@@ -47,26 +48,22 @@ class Classifier(lightning.LightningModule):
         self.auc_shifted = MulticlassAUROC(classes, average="macro")
 
     def on_train_epoch_start(self) -> None:
-        """Fix the epoch's randomness (dropout, mixup), so that an epoch can be repeated after a kill."""
-        torch.manual_seed(mix(self.settings.seed, self.current_epoch, self.global_rank))
+        """Everything learns, or the classifier alone; then the backbone's batch norms must not drift either."""
+        self.network.train()
         if self._backbone_is_fixed():
-            # Its batch norms must not drift either.
             self.network.backbone.features.eval()
-        else:
-            self.network.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss of one batch."""
+        # Dropout and mixup are a function of the step, whatever else has drawn random numbers: a resumed run, whose
+        # loaders are made at another moment, repeats them.
+        torch.manual_seed(mix(self.settings.seed, self.current_epoch, batch_idx, self.global_rank))
         pixels, labels, _ = batch
         normalised = self.network.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        if self._backbone_is_fixed():
-            with torch.no_grad():
-                features = self.network.features(normalised)
-            loss = self._loss(self.network.classify(features), labels)
-        elif self.settings.mixup:
+        if self.settings.mixup:
             loss = self._mixed_loss(normalised, labels)
         else:
-            loss = self._loss(self.network.classify(self.network.features(normalised)), labels)
+            loss = self._loss(self._logits(normalised), labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
 
@@ -103,21 +100,23 @@ class Classifier(lightning.LightningModule):
     def _backbone_is_fixed(self) -> bool:
         return self.settings.finetune == "frozen" or self.current_epoch < self.settings.first_epochs
 
+    def _logits(self, normalised: torch.Tensor) -> torch.Tensor:
+        # No gradient: the optimizer then leaves the backbone alone, weight decay included.
+        with torch.no_grad() if self._backbone_is_fixed() else nullcontext():
+            features = self.network.features(normalised)
+        return self.network.classify(features)
+
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(
-            logits.float(),
-            labels,
-            weight=self.class_weights,  # type: ignore[arg-type]
-            label_smoothing=self.settings.label_smoothing,
-        )
+        weight: Any = self.class_weights
+        smoothing = self.settings.label_smoothing
+        return nn.functional.cross_entropy(logits.float(), labels, weight=weight, label_smoothing=smoothing)
 
     def _mixed_loss(self, normalised: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """mixup: Zhang et al., ICLR 2018."""
         alpha = torch.tensor(self.settings.mixup)
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         other = torch.randperm(len(labels), device=normalised.device)
-        blended = share * normalised + (1 - share) * normalised[other]
-        logits = self.network.classify(self.network.features(blended))
+        logits = self._logits(share * normalised + (1 - share) * normalised[other])
         return share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[other])
 
     def _body_factor(self, step: int) -> float:

@@ -7,9 +7,22 @@ from dataclasses import dataclass
 from pocketdx_runtime.conform import conform_fields
 from pocketdx_train.errors import TrainError
 
+# Named here as well as in architectures.py and augment.py, which need torch: `pocketdx --help` must not.
+ARCHITECTURES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
+AUGMENTATIONS = ("none", "light", "medical", "strong")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 FINETUNING = ("two-phase", "full", "frozen")
 BALANCING = ("weights", "sampling", "none")
 MONITORS = ("val_auc_shifted", "val_auc")
+
+
+def flag(name: str) -> str:
+    """What the command line calls a field of `TrainSettings`."""
+    return "--" + name.removesuffix("_fraction").replace("_", "-")
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"one of {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -67,30 +80,37 @@ class TrainSettings:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        """Check every value; a TrainError names the one that is wrong."""
+        """Check every value; a TrainError names the one that is wrong, as the command line calls it."""
         conform_fields(self)
-        checks = {
-            "size": self.size >= 32,
-            "epochs": self.epochs >= 1,
-            "head_epochs": self.head_epochs >= 0,
-            "finetune": self.finetune in FINETUNING,
-            "batch_size": self.batch_size >= 2,  # a batch norm needs two values a channel
-            "lr": 0 < self.lr < 10,
-            "head_lr": 0 < self.head_lr < 10,
-            "weight_decay": 0 <= self.weight_decay < 1,
-            "warmup": 0 <= self.warmup < 1,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "mixup": self.mixup >= 0,
-            "dropout": 0 <= self.dropout < 1,
-            "balance": self.balance in BALANCING,
-            "ema": 0 <= self.ema < 1,
-            "patience": self.patience >= 0,
-            "monitor": self.monitor in MONITORS,
-            "seed": 0 <= self.seed < 2**31,
+        allowed = {
+            "architecture": (self.architecture in ARCHITECTURES, _one_of(ARCHITECTURES)),
+            "size": (32 <= self.size <= 4096, "32 to 4096 pixels"),
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "head_epochs": (self.head_epochs >= 0, "0 or more"),
+            "finetune": (self.finetune in FINETUNING, _one_of(FINETUNING)),
+            "batch_size": (self.batch_size >= 2, "2 or more"),  # a batch norm needs two values a channel
+            "lr": (0 < self.lr < 10, "above 0 and below 10"),
+            "head_lr": (0 < self.head_lr < 10, "above 0 and below 10"),
+            "weight_decay": (0 <= self.weight_decay < 1, "from 0 to below 1"),
+            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            "mixup": (0 <= self.mixup < 100, "from 0 to below 100"),
+            "dropout": (0 <= self.dropout < 1, "from 0 to below 1"),
+            "balance": (self.balance in BALANCING, _one_of(BALANCING)),
+            "augment": (self.augment in AUGMENTATIONS, _one_of(AUGMENTATIONS)),
+            "ema": (0 <= self.ema < 1, "from 0 to below 1"),
+            "patience": (self.patience >= 0, "0 or more"),
+            "monitor": (self.monitor in MONITORS, _one_of(MONITORS)),
+            "val_fraction": (0 < self.val_fraction < 0.9, "above 0 and below 0.9"),
+            "test_fraction": (0 < self.test_fraction < 0.9 - self.val_fraction, "above 0, with --val below 0.9"),
+            "seed": (0 <= self.seed < 2**31, "from 0 to 2147483647"),
+            "precision": (self.precision in PRECISIONS, _one_of(PRECISIONS)),
         }
-        for name, holds in checks.items():
+        for name, (holds, expected) in allowed.items():
             if not holds:
-                raise TrainError(f"{name.replace('_', '-')} {getattr(self, name)!r}: out of range")
+                raise TrainError(f"{flag(name)} {getattr(self, name)}: give {expected}")
+        if self.finetune == "frozen" and self.weights == "none":
+            raise TrainError("--finetune frozen: with --weights none the layers that are frozen have learnt nothing")
 
     @property
     def first_epochs(self) -> int:

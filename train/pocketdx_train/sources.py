@@ -1,4 +1,4 @@
-"""Labelled images as users keep them: a folder per class, a CSV or Parquet manifest, a MedMNIST `.npz`.
+"""Labelled images as users keep them: a folder per class, a CSV or Parquet table, a MedMNIST `.npz`.
 
 Each kind becomes one `Source`: named records with a label and, where known, a patient and a split. Nothing is decoded
 here; `pictures` hands out what the cache decodes.
@@ -7,115 +7,27 @@ here; `pictures` hands out what the cache decodes.
 from __future__ import annotations
 
 import csv
+import os
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pocketdx_train.archive import open_archive
 from pocketdx_train.errors import DataError
+from pocketdx_train.records import SPLITS, Files, Picture, Record, Source
 
-SPLITS = ("train", "val", "test")
+__all__ = ["IMAGE_SUFFIXES", "SPLITS", "Picture", "Record", "Source", "classes", "open_source"]
+
 _SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".heic", ".heif", ".dcm", ".dicom"]
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"]
+    + [".heic", ".heif", ".dcm", ".dicom"]
 )
-
-Picture = Path | NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One labelled image.
-
-    Attributes:
-        name: how the image is called in reports: its path below the data folder, or `train_images[7]` in an `.npz`.
-        label: name of its class.
-        patient: who it is of, where known.
-        split: "train", "val" or "test" where the data says so.
-    """
-
-    name: str
-    label: str
-    patient: str | None = None
-    split: str | None = None
-
-
-class Source(Protocol):
-    """A collection of labelled images.
-
-    Attributes:
-        name: the path as the user gave it.
-        records: in a fixed order that does not depend on the file system's.
-        ignored: files passed over because their names are not those of images.
-    """
-
-    name: str
-    records: tuple[Record, ...]
-    ignored: tuple[str, ...]
-
-    def pictures(self) -> Iterator[Picture]:
-        """Each record's picture in the order of `records`: a path, or pixels uint8 [H, W] or [H, W, 3]."""
-        ...
-
-    def stamp(self) -> list[tuple[str, int, int]]:
-        """Name, size in bytes and time of change in ns of every file: changes when a picture may have changed."""
-        ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """Images that are files: a folder per class, or rows of a manifest."""
-
-    name: str
-    records: tuple[Record, ...]
-    paths: tuple[Path, ...]
-    ignored: tuple[str, ...] = ()
-
-    def pictures(self) -> Iterator[Picture]:
-        """The files' paths."""
-        return iter(self.paths)
-
-    def stamp(self) -> list[tuple[str, int, int]]:
-        """One entry a file; a missing file has size -1."""
-        stamps = []
-        for record, path in zip(self.records, self.paths, strict=True):
-            try:
-                status = path.stat()
-                stamps.append((record.name, status.st_size, status.st_mtime_ns))
-            except OSError:
-                stamps.append((record.name, -1, 0))
-        return stamps
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A MedMNIST `.npz`, read image by image: the 224 px sets are larger than most memories."""
-
-    name: str
-    path: Path
-    records: tuple[Record, ...]
-    members: tuple[str, ...]
-    ignored: tuple[str, ...] = field(default=())
-
-    def pictures(self) -> Iterator[Picture]:
-        """The arrays' rows, uint8 [H, W] or [H, W, 3]."""
-        with zipfile.ZipFile(self.path) as archive:
-            for member in self.members:
-                yield from _rows(archive, f"{member}.npy")
-
-    def stamp(self) -> list[tuple[str, int, int]]:
-        """One entry: the archive itself."""
-        status = self.path.stat()
-        return [(self.path.name, status.st_size, status.st_mtime_ns)]
 
 
 def open_source(path: Path, *, patient_regex: str | None = None) -> Source:
@@ -124,7 +36,7 @@ def open_source(path: Path, *, patient_regex: str | None = None) -> Source:
     Args:
         path: a folder, or a file ending in .csv, .parquet or .npz.
         patient_regex: searched in each image's file name; its first group that matched names the patient
-            (`person(\\d+)_`). A manifest's own `patient` column comes first.
+            (`person(\\d+)_`). A table's own `patient` column comes first.
 
     Raises:
         DataError: the path is missing, holds no labelled images, or is malformed.
@@ -134,26 +46,28 @@ def open_source(path: Path, *, patient_regex: str | None = None) -> Source:
         return _open_folder(path, pattern)
     if not path.exists():
         raise DataError(f"{path}: no such folder or file; give a folder per class, a .csv, .parquet or .npz")
-    openers = {".csv": _open_csv, ".parquet": _open_parquet}
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        return _open_npz(path)
-    if suffix not in openers:
-        raise DataError(f"{path}: not a data set; give a folder per class, a .csv, .parquet or .npz")
-    return openers[suffix](path, pattern)
+    match path.suffix.lower():
+        case ".csv":
+            return _from_rows(path, _csv_rows(path), pattern)
+        case ".parquet":
+            return _from_rows(path, _parquet_rows(path), pattern)
+        case ".npz":
+            return open_archive(path)
+    raise DataError(f"{path}: not a data set; give a folder per class, a .csv, .parquet or .npz")
 
 
 def classes(source: Source) -> tuple[str, ...]:
     """The names of the classes, sorted; numbers by their value.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two, or a name cannot be shown.
     """
     names = {record.label for record in source.records}
     if len(names) < 2:
-        raise DataError(
-            f"{source.name}: one class only ({', '.join(names)}); a classifier needs images of at least two"
-        )
+        raise DataError(f"{source.name}: one class only ({', '.join(names)}); a classifier needs images of at least two")
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"{source.name}: {name!r} cannot be shown; give the class another name")
     return tuple(sorted(names, key=lambda n: (0, int(n), n) if n.isdecimal() else (1, 0, n)))
 
 
@@ -165,152 +79,144 @@ def _compiled(patient_regex: str | None) -> re.Pattern[str] | None:
     except re.error as problem:
         raise DataError(f"{patient_regex}: not a regular expression ({problem})") from problem
     if pattern.groups < 1:
-        raise DataError(
-            f"{patient_regex}: put brackets around the part that names the patient: person(\\d+)_"
-        )
+        raise DataError(f"{patient_regex}: put brackets around the part that names the patient: person(\\d+)_")
     return pattern
 
 
 def _patient(name: str, pattern: re.Pattern[str] | None) -> str | None:
     found = pattern.search(name) if pattern else None
-    if found is None:
-        return None
-    return next((group for group in found.groups() if group), None)
+    return next((group for group in found.groups() if group), None) if found else None
+
+
+# --- a folder per class --------------------------------------------------------------------------------------------
 
 
 def _open_folder(folder: Path, pattern: re.Pattern[str] | None) -> Files:
-    children = _subfolders(folder)
-    by_split = {_SPLIT_NAMES[c.name.lower()]: c for c in children if c.name.lower() in _SPLIT_NAMES}
+    roots, ignored = _split_folders(folder)
     records: list[Record] = []
     paths: list[Path] = []
-    ignored: list[str] = []
-    if "train" in by_split:
-        roots: list[tuple[str | None, Path]] = [(s, by_split[s]) for s in SPLITS if s in by_split]
-    elif set(by_split) and len(by_split) == len(children):
-        roots = [(s, by_split[s]) for s in SPLITS if s in by_split]
-    else:
-        roots = [(None, folder)]
     for split, root in roots:
-        for class_folder in _subfolders(root):
-            for path in sorted(p for p in class_folder.rglob("*") if p.is_file()):
+        for child in _visible(root):
+            if not child.is_dir():
+                ignored.append(child.relative_to(folder).as_posix())
+                continue
+            found = 0
+            for path in _files_below(child):
                 name = path.relative_to(folder).as_posix()
-                if path.name.startswith(".") or (path.suffix and path.suffix.lower() not in IMAGE_SUFFIXES):
+                if path.suffix and path.suffix.lower() not in IMAGE_SUFFIXES:
                     ignored.append(name)
                     continue
-                records.append(Record(name, class_folder.name, _patient(path.name, pattern), split))
+                records.append(Record(name, child.name, _patient(path.name, pattern), split))
                 paths.append(path)
+                found += 1
+            if not found:
+                ignored.append(f"{child.relative_to(folder).as_posix()}/ (no images)")
     if not records:
         raise DataError(f"{folder}: no images; put them into one folder per class: {folder}/CLASS/image.jpg")
     return Files(str(folder), tuple(records), tuple(paths), tuple(ignored))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _split_folders(folder: Path) -> tuple[list[tuple[str | None, Path]], list[str]]:
+    """Where the class folders are, by split, and what stands beside the splits and is passed over."""
+    children = _visible(folder)
+    by_split: dict[str, Path] = {}
+    for child in children:
+        split = _SPLIT_NAMES.get(child.name.lower()) if child.is_dir() else None
+        if split in by_split:
+            raise DataError(f"{folder}: both {by_split[split].name} and {child.name} name the {split} split; merge them")
+        if split:
+            by_split[split] = child
+    others = [child for child in children if child not in by_split.values()]
+    # Without a train folder, "test" may as well be a class.
+    if "train" in by_split or (by_split and not any(child.is_dir() for child in others)):
+        roots: list[tuple[str | None, Path]] = [(split, by_split[split]) for split in SPLITS if split in by_split]
+        return roots, [f"{child.name}/" if child.is_dir() else child.name for child in others]
+    return [(None, folder)], []
 
 
-def _open_csv(path: Path, pattern: re.Pattern[str] | None) -> Files:
+def _hidden(name: str) -> bool:
+    """What an operating system or a notebook leaves behind, never data: `.DS_Store`, `.ipynb_checkpoints`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if not _hidden(child.name))
+    except OSError as problem:
+        raise _unlisted(problem) from problem
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every visible file below `folder`, links followed, broken ones included: they are missed, not passed over."""
+
+    def refuse(problem: OSError) -> None:
+        raise _unlisted(problem) from problem
+
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # a link that leads upwards
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        yield from (Path(where, name) for name in sorted(names) if not _hidden(name))
+
+
+def _unlisted(problem: OSError) -> DataError:
+    return DataError(f"{problem.filename}: cannot be listed: {problem.strerror}; check its permissions")
+
+
+# --- a table of paths and labels -----------------------------------------------------------------------------------
+
+_Row = tuple[int, dict[str, Any]]
+
+
+def _csv_rows(path: Path) -> list[_Row]:
+    """Rows with the number of their last line; separated by the comma, semicolon or tab that the header has most of."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+            return [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise DataError(f"{path}: not a CSV file in UTF-8 ({problem})") from problem
-    return _from_rows(path, rows, pattern)
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({problem}); save it again as one") from problem
 
 
-def _open_parquet(path: Path, pattern: re.Pattern[str] | None) -> Files:
+def _parquet_rows(path: Path) -> list[_Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
     except (pyarrow.ArrowException, OSError) as problem:
         first_line = str(problem).splitlines()[0]
         raise DataError(f"{path}: not a readable Parquet file ({first_line})") from problem
-    return _from_rows(path, rows, pattern)
 
 
-def _from_rows(path: Path, rows: Sequence[dict[str, Any]], pattern: re.Pattern[str] | None) -> Files:
+def _from_rows(path: Path, rows: Sequence[_Row], pattern: re.Pattern[str] | None) -> Files:
     if not rows:
-        raise DataError(
-            f"{path}: no rows; it needs the columns path and label, and may have patient and split"
-        )
-    columns = {str(name).strip().lower(): name for name in rows[0] if name is not None}
+        raise DataError(f"{path}: no rows; it needs the columns path and label, and may have patient and split")
+    columns = {str(name).strip().lower(): name for name in rows[0][1] if name is not None}
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         raise DataError(f"{path}: no column {' and no column '.join(missing)}; it has {', '.join(columns)}")
 
     def cell(row: dict[str, Any], column: str) -> str | None:
         value = row.get(columns.get(column, ""))
-        return str(value).strip() or None if value is not None else None
+        absent = value is None or value != value  # NaN, as pandas writes what is missing
+        return None if absent else str(value).strip() or None
 
     records: list[Record] = []
-    paths: list[Path] = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         name, label, split = cell(row, "path"), cell(row, "label"), cell(row, "split")
         if name is None or label is None:
-            raise DataError(f"{path}: row {number} has no {'label' if name else 'path'}")
+            raise DataError(f"{path}: row {number} has no {'label' if name else 'path'}; fill it in or delete the row")
         if split is not None and split.lower() not in _SPLIT_NAMES:
             raise DataError(f"{path}: row {number} has the split {split!r}; use train, val or test")
         patient = cell(row, "patient") or _patient(Path(name).name, pattern)
         records.append(Record(name, label, patient, _SPLIT_NAMES[split.lower()] if split else None))
-        paths.append(path.parent / name)
     undecided = sum(record.split is None for record in records)
     if 0 < undecided < len(records):
         raise DataError(f"{path}: {undecided} rows have no split while others do; fill all of them or none")
-    return Files(str(path), tuple(records), tuple(paths))
-
-
-def _open_npz(path: Path) -> Archive:
-    records: list[Record] = []
-    members: list[str] = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            for split in SPLITS:
-                images, labels = f"{split}_images", f"{split}_labels"
-                if f"{images}.npy" not in names:
-                    continue
-                shape = _header(archive, f"{images}.npy")[0]
-                numbers = _labels(path, archive, f"{labels}.npy", count=shape[0])
-                records += [Record(f"{images}[{i}]", str(n), None, split) for i, n in enumerate(numbers)]
-                members.append(images)
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as problem:
-        raise DataError(f"{path}: not a MedMNIST archive ({problem})") from problem
-    if not records:
-        raise DataError(f"{path}: not a MedMNIST archive; it needs train_images and train_labels")
-    return Archive(str(path), path, tuple(records), tuple(members))
-
-
-def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    with archive.open(member) as stream:
-        return _read_header(stream)
-
-
-def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(stream)
-    if fortran_order or (dtype != np.uint8 and len(shape) > 2):
-        raise ValueError(f"images of type {dtype}, shape {shape}; expected uint8 [N, H, W] or [N, H, W, 3]")
-    return shape, dtype
-
-
-def _labels(path: Path, archive: zipfile.ZipFile, member: str, *, count: int) -> list[int]:
-    with archive.open(member) as stream:
-        labels = np.lib.format.read_array(stream, allow_pickle=False)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise DataError(f"{path}: several labels an image ({member}); PocketDx trains on one label an image")
-    if labels.shape[0] != count:
-        raise ValueError(f"{member} has {labels.shape[0]} labels for {count} images")
-    return [int(n) for n in labels.reshape(count)]
-
-
-def _rows(archive: zipfile.ZipFile, member: str) -> Iterator[NDArray[np.uint8]]:
-    with archive.open(member) as stream:
-        shape, _ = _read_header(stream)
-        size = int(np.prod(shape[1:]))
-        for _ in range(shape[0]):
-            row = stream.read(size)
-            if len(row) < size:
-                raise DataError(f"{archive.filename}: {member} ends too early; download it again")
-            yield np.frombuffer(row, dtype=np.uint8).reshape(shape[1:])
+    return Files(str(path), tuple(records), tuple(path.parent / record.name for record in records))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pocketdx_runtime.errors import printable
 from pocketdx_train.cache import Decoded
 from pocketdx_train.errors import DataError
-from pocketdx_train.sources import SPLITS
+from pocketdx_train.records import SPLITS
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class DataReport:
     Attributes:
         counts: images by split and class.
         unreadable: what was wrong with each image that cannot be read.
-        ignored: files passed over because their names are not those of images.
+        ignored: files and folders passed over; see `records.Source.ignored`.
         duplicates: groups of images with exactly the same pixels.
-        duplicates_across_splits: those of them that stand in more than one split.
+        duplicates_across_splits: those of them that stand in more than one split, by the data's own splits.
         duplicates_with_two_labels: those of them that carry different labels.
         patients_across_splits: patients with images in more than one split, by the data's own splits.
     """
@@ -54,16 +55,18 @@ class DataReport:
             by_class = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"{split}: {sum(counts.values())} images ({by_class})")
         lines += _listed("unreadable, left out", self.unreadable)
-        lines += _listed("not images by their names, left out", self.ignored)
+        lines += _listed("left out, not an image by its name or in no class's folder", self.ignored)
         if self.duplicates:
             copies = sum(len(group) - 1 for group in self.duplicates)
-            lines.append(f"{copies} exact duplicates in {len(self.duplicates)} groups")
+            lines.append(f"exact duplicates: {copies} in {len(self.duplicates)} groups")
         crossing = [" = ".join(group) for group in self.duplicates_across_splits]
-        lines += _listed("duplicates across splits: the test figures will be too good", crossing)
+        lines += _listed("duplicates across splits, the test figures will be too good", crossing)
         two_labels = [" = ".join(group) for group in self.duplicates_with_two_labels]
-        lines += _listed("the same picture under two labels: one of them is wrong", two_labels)
-        lines += _listed("patients in more than one split: check the figures", self.patients_across_splits)
-        return lines
+        lines += _listed("the same picture under two labels, one of them is wrong", two_labels)
+        lines += _listed(
+            "patients in more than one split, the test figures may be too good", self.patients_across_splits
+        )
+        return [printable(line) for line in lines]
 
 
 def _listed(title: str, names: Sequence[str], most: int = 5) -> list[str]:
@@ -79,7 +82,7 @@ def assign_splits(
     """The split of each record: the data's own where it has one, else drawn; "" where the picture is unreadable.
 
     Validation is drawn from train where the data has no validation split, and so is test. Images of one patient, and
-    exact duplicates, stay together.
+    exact duplicates, stay together; each class gives about its fraction, and one image at least.
 
     Args:
         data: the decoded records.
@@ -91,17 +94,18 @@ def assign_splits(
         DataError: a class is missing from a split.
     """
     splits = [
-        "" if position in data.problems else record.split or "train"
-        for position, record in enumerate(data.records)
+        "" if position in data.problems else record.split or "train" for position, record in enumerate(data.records)
     ]
     given = {record.split for record in data.records}
+    wanted = [(name, part) for name, part in (("test", fractions.test), ("val", fractions.val)) if name not in given]
     groups = _groups(data)
     rng = np.random.Generator(np.random.PCG64(seed))
     share_left = 1.0
-    for split, fraction in (("test", fractions.test), ("val", fractions.val)):
-        if split not in given:
-            _draw(splits, data, labels, groups, split, fraction / share_left, rng)
-            share_left -= fraction if split == "test" else 0.0
+    for number, (split, fraction) in enumerate(wanted):
+        draw = _Draw(splits, data, groups, rng, keep=len(wanted) - number)
+        for position in draw.positions(labels, fraction / share_left):
+            splits[position] = split
+        share_left -= fraction
     _check(splits, data, labels)
     return tuple(splits)
 
@@ -129,9 +133,7 @@ def report(data: Decoded, splits: Sequence[str], labels: Sequence[str], ignored:
         ignored=tuple(ignored),
         duplicates=names(duplicates),
         duplicates_across_splits=names([g for g in duplicates if len({splits[i] for i in g}) > 1]),
-        duplicates_with_two_labels=names(
-            [g for g in duplicates if len({data.records[i].label for i in g}) > 1]
-        ),
+        duplicates_with_two_labels=names([g for g in duplicates if len({data.records[i].label for i in g}) > 1]),
         patients_across_splits=tuple(sorted(p for p, found in patients.items() if len(found) > 1)),
     )
 
@@ -154,34 +156,62 @@ def _groups(data: Decoded) -> list[int]:
     return [root(i) for i in range(len(parent))]
 
 
-def _draw(
-    splits: list[str],
-    data: Decoded,
-    labels: Sequence[str],
-    groups: Sequence[int],
-    split: str,
-    fraction: float,
-    rng: np.random.Generator,
-) -> None:
-    """Move whole groups from train to `split`, class by class, until each class has given its fraction."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for position, group in enumerate(groups):
-        if splits[position] == "train":
-            members[group].append(position)
-    by_class: dict[str, list[int]] = {label: [] for label in labels}
-    for group, positions in members.items():
-        most_common = Counter(data.records[i].label for i in positions).most_common(1)[0][0]
-        by_class[most_common].append(group)
-    for label in labels:
-        order = [by_class[label][i] for i in rng.permutation(len(by_class[label]))]
-        wanted = fraction * sum(len(members[group]) for group in order)
-        taken = 0
-        for group in order[:-1]:  # the last group stays: train must keep the class
-            if taken >= max(1.0, wanted - len(members[group]) / 2):
-                break
-            for position in members[group]:
-                splits[position] = split
-            taken += len(members[group])
+class _Draw:
+    """One split drawn out of train, whole groups at a time.
+
+    A group belongs to the stratum of the rarest of its classes, and the rarest class is drawn first: what is common
+    can be made up for later, what is rare cannot.
+
+    Args:
+        splits: so far; groups are drawn from those in "train".
+        data: the records.
+        groups: of each record.
+        rng: for the order within a stratum.
+        keep: in how many groups left in train each class must stay.
+    """
+
+    def __init__(
+        self, splits: Sequence[str], data: Decoded, groups: Sequence[int], rng: np.random.Generator, *, keep: int
+    ) -> None:
+        self.members: dict[int, list[int]] = {}
+        for position, group in enumerate(groups):
+            if splits[position] == "train":
+                self.members.setdefault(group, []).append(position)
+        self.counts = {
+            group: Counter(data.records[i].label for i in positions) for group, positions in self.members.items()
+        }
+        self.holders = Counter(label for counts in self.counts.values() for label in counts)
+        self.rng = rng
+        self.keep = keep
+        self.drawn: Counter[str] = Counter()
+
+    def positions(self, labels: Sequence[str], fraction: float) -> Iterator[int]:
+        """Positions of the records drawn: about `fraction` of each class, and of each class at least one."""
+        total = sum(self.counts.values(), Counter[str]())
+        rarest_first = sorted(labels, key=lambda label: (total[label], label))
+        strata: dict[str, list[int]] = {label: [] for label in labels}
+        for group, counts in self.counts.items():
+            strata[next(label for label in rarest_first if counts[label])].append(group)
+        for label in rarest_first:
+            wanted = fraction * total[label]
+            for number in self.rng.permutation(len(strata[label])):
+                group = strata[label][number]
+                size = self.counts[group][label] if group in self.counts else 0
+                if 0 < size / 2 <= wanted - self.drawn[label] and self._may_leave(group):
+                    yield from self._take(group)
+            if not self.drawn[label]:
+                able = [group for group in self.counts if self.counts[group][label] and self._may_leave(group)]
+                if able:
+                    yield from self._take(min(able, key=lambda group: len(self.members[group])))
+
+    def _may_leave(self, group: int) -> bool:
+        return all(self.holders[label] > self.keep for label in self.counts[group])
+
+    def _take(self, group: int) -> list[int]:
+        counts = self.counts.pop(group)
+        self.drawn.update(counts)
+        self.holders.subtract(dict.fromkeys(counts, 1))
+        return self.members[group]
 
 
 def _check(splits: Sequence[str], data: Decoded, labels: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pocketdx_runtime._formats import bmp, dicom, heic, jpeg, png, tiff, webp
-from pocketdx_runtime._formats.base import Limits, RefusalError, corrupt, truncated, unsupported
+from pocketdx_runtime._formats.base import Decoded, RefusalError, Request, corrupt, truncated, unsupported
 from pocketdx_runtime.errors import ImageReason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Format:
 
     name: str
     matches: Callable[[bytes], bool]
-    decode: Callable[[bytes, Limits, int | None], Image.Image]
+    decode: Callable[[bytes, Request], Decoded]
 
 
 def _is_webp(head: bytes) -> bool:
@@ -96,8 +96,8 @@ _NOT_READ: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
 _HEAD = 256
 
 
-def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:
-    """Upright picture, mode ``L`` or ``RGB``, of the bytes of a file.
+def decode(data: bytes, request: Request) -> Decoded:
+    """The picture in the bytes of a file.
 
     Raises:
         RefusalError: the only exception that an input can cause.
@@ -105,17 +105,17 @@ def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:
     head = data[:_HEAD]
     for known in FORMATS:
         if known.matches(head):
-            return _guarded(known, data, limits, cover)
+            return _guarded(known, data, request)
     for name, matches in _NOT_READ:
         if matches(head):
             raise unsupported(name)
     raise RefusalError(ImageReason.NOT_AN_IMAGE, "not a picture; use JPEG, PNG, WebP, BMP, TIFF, HEIC or DICOM")
 
 
-def _guarded(known: Format, data: bytes, limits: Limits, cover: int | None) -> Image.Image:
+def _guarded(known: Format, data: bytes, request: Request) -> Decoded:
     """Decode; turn whatever a decoder throws at damaged bytes into a refusal."""
     try:
-        return known.decode(data, limits, cover)
+        return known.decode(data, request)
     except RefusalError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:

@@ -37,6 +37,39 @@ class Limits:
                 raise ValueError(f"Limits.{field.name} must be a positive whole number, not {value!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a format is asked for.
+
+    Attributes:
+        limits: what is refused unread.
+        cover: side of the square that the picture is going to be squashed to; None if not known. A format
+            that can decode at a smaller scale for less work may, as long as enough is left to squash.
+        whole: only by a scale that divides both sides, so that the result stands for the whole picture and
+            nothing beyond its edge.
+    """
+
+    limits: Limits
+    cover: int | None = None
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a format gives back.
+
+    Attributes:
+        picture: loaded, mode ``L`` or ``RGB``, not yet turned.
+        orientation: 1 to 8, as EXIF counts: how to turn it.
+        box: left, top, right, bottom of what the picture stands for, in its own pixels, where its last row or
+            column reaches beyond the edge because of a scale that does not divide the sides.
+    """
+
+    picture: Image.Image
+    orientation: int = 1
+    box: tuple[float, float, float, float] | None = None
+
+
 class RefusalError(Exception):
     """A picture is refused; ``image.decode`` adds the name of the input and raises ImageError."""
 

@@ -15,8 +15,10 @@ from PIL import Image
 
 from pocketdx_runtime._formats import dicom_grey, jpeg
 from pocketdx_runtime._formats.base import (
+    Decoded,
     Limits,
     RefusalError,
+    Request,
     check_size,
     corrupt,
     missing_extra,
@@ -60,8 +62,8 @@ _ELEMENTS = [
 ]
 
 
-def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # noqa: ARG001 (nothing to scale by)
-    """Picture, mode ``L`` or ``RGB``; see ``dicom_grey`` for how stored values become grey levels.
+def decode(data: bytes, request: Request) -> Decoded:
+    """Decode the one frame of an image object; ``dicom_grey`` says how stored values become grey levels.
 
     A multi-frame object (a cine loop, a volume) is refused: a diagnosis of its first frame, which seldom is
     the one a radiologist would pick, would look like a diagnosis of the whole. Overlays are not burned in,
@@ -76,10 +78,10 @@ def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # no
 
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True, specific_tags=list(_ELEMENTS))
-        return _picture(dataset, limits)
-    except RefusalError:
+        return Decoded(_picture(dataset, request.limits))
+    except (RefusalError, MemoryError):
         raise
-    except (EOFError, MemoryError):
+    except EOFError:
         raise truncated(NAME) from None
     except Exception:
         raise corrupt(NAME) from None

@@ -10,14 +10,22 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from pocketdx_runtime._formats import exif
-from pocketdx_runtime._formats.base import MAX_ITEMS, Limits, RefusalError, check_size, corrupt, truncated
+from pocketdx_runtime._formats.base import (
+    MAX_ITEMS,
+    Decoded,
+    Limits,
+    RefusalError,
+    Request,
+    check_size,
+    corrupt,
+    truncated,
+)
 from pocketdx_runtime._formats.pixels import flatten
 from pocketdx_runtime.errors import ImageReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from PIL import Image
 
 NAME = "PNG"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,15 +33,15 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
-def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # noqa: ARG001 (nothing to scale by)
-    """Upright picture, mode ``L`` or ``RGB``."""
+def decode(data: bytes, request: Request) -> Decoded:
+    """Decode the one picture of the file."""
     view = memoryview(data)
     orientation = 1
     stream: list[bytes | memoryview] = [SIGNATURE]
     for kind, start, stop in _chunks(data):
         body = slice(start + 8, stop - 4)
         if len(stream) == 1:
-            _check_header(kind, data[body], limits)
+            _check_header(kind, data[body], request.limits)
         if kind == b"acTL" and int.from_bytes(data[body][:4], "big") > 1:
             raise RefusalError(ImageReason.MULTI_FRAME, "animated PNG; save the frame to look at as a PNG of its own")
         if kind == b"eXIf":
@@ -47,7 +55,7 @@ def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # no
 
     picture = PngImageFile(BytesIO(b"".join(stream)))
     picture.load()
-    return exif.upright(flatten(picture), orientation)
+    return Decoded(flatten(picture), orientation)
 
 
 def _check_header(kind: bytes, body: bytes, limits: Limits) -> None:

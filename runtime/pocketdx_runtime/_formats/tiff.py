@@ -14,8 +14,10 @@ from PIL import Image
 
 from pocketdx_runtime._formats import exif
 from pocketdx_runtime._formats.base import (
+    Decoded,
     Limits,
     RefusalError,
+    Request,
     check_size,
     corrupt,
     pillow_limits,
@@ -56,6 +58,7 @@ _COMPRESSIONS = {1, 5, 7, 8, 32946, 32773}  # none, LZW, JPEG, deflate (twice), 
 _WHITE_IS_ZERO, _GREY, _RGB, _INDEXED, _CMYK, _YCC = 0, 1, 2, 3, 5, 6
 _THUMBNAIL_OR_MASK = 0b101
 _MAX_PAGES = 64
+_MAX_SAMPLES = 6
 
 
 class _Directory:
@@ -107,16 +110,16 @@ class _Directory:
         return self.number(_PHOTOMETRIC, _GREY) == _WHITE_IS_ZERO and self.bits > 8
 
 
-def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # noqa: ARG001 (nothing to scale by)
-    """Upright picture, mode ``L`` or ``RGB``."""
+def decode(data: bytes, request: Request) -> Decoded:
+    """Decode the one picture of the file."""
     order = exif.byte_order(data)
     if order is None:
         raise corrupt(NAME)
     page = _Directory(data, order, int.from_bytes(data[4:8], order))
     if not page.entries:
         raise truncated(NAME)
-    _check_layout(page, limits)
     _check_kind(page)
+    _check_layout(page, request.limits)
     _check_single_page(page)
 
     from PIL.TiffImagePlugin import TiffImageFile
@@ -129,7 +132,7 @@ def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # no
     oriented = page.entries.get(exif.ORIENTATION)
     turn = 1 if oriented is None else exif.orientation_of(oriented, order)
     flat = _deep_to_grey(picture, page) if picture.mode.startswith("I") else flatten(picture)
-    return exif.upright(flat, turn)
+    return Decoded(flat, turn)
 
 
 def _check_layout(page: _Directory, limits: Limits) -> None:
@@ -162,6 +165,13 @@ def _check_kind(page: _Directory) -> None:
         raise unsupported("TIFF with this compression", "save it uncompressed, or as PNG or JPEG")
     if page.number(_PHOTOMETRIC, _GREY) not in (_WHITE_IS_ZERO, _GREY, _RGB, _INDEXED, _CMYK, _YCC):
         raise unsupported("TIFF in this colour space", "save it as 8-bit grey or RGB")
+    if (
+        page.number(_SAMPLES, 1) > _MAX_SAMPLES
+        or page.number(_PLANAR, 1) not in (1, 2)
+        or page.number(_PREDICTOR, 1) not in (1, 2)
+        or page.number(_FILL_ORDER, 1) not in (1, 2)
+    ):
+        raise unsupported("TIFF with this layout of samples", "save it as 8-bit grey or RGB")
     if any(page.array(_SAMPLE_FORMAT) != 1) or page.bits > 16:
         raise no_known_white(f"signed, floating-point or {page.bits}-bit TIFF")
 

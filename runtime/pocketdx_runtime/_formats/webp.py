@@ -6,26 +6,33 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from pocketdx_runtime._formats import exif
-from pocketdx_runtime._formats.base import MAX_ITEMS, Limits, RefusalError, check_size, corrupt, truncated
+from pocketdx_runtime._formats.base import (
+    MAX_ITEMS,
+    Decoded,
+    RefusalError,
+    Request,
+    check_size,
+    corrupt,
+    truncated,
+)
 from pocketdx_runtime._formats.pixels import flatten
 from pocketdx_runtime.errors import ImageReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from PIL import Image
 
 NAME = "WebP"
 
 _ANIMATED, _HAS_EXIF = 0x02, 0x08
 
 
-def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # noqa: ARG001 (nothing to scale by)
-    """Upright picture, mode ``L`` or ``RGB``."""
+def decode(data: bytes, request: Request) -> Decoded:
+    """Decode the one picture of the file."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data) or len(data) < 30:
         raise truncated(NAME)
-    check_size(limits, *_size(data))
+    check_size(request.limits, *_size(data))
     extended = data[12:16] == b"VP8X"
     if extended and data[20] & _ANIMATED:
         raise RefusalError(ImageReason.MULTI_FRAME, "animated WebP; save the frame to look at by itself")
@@ -37,7 +44,7 @@ def decode(data: bytes, limits: Limits, cover: int | None) -> Image.Image:  # no
 
     picture = WebPImageFile(BytesIO(data))
     picture.load()
-    return exif.upright(flatten(picture), orientation)
+    return Decoded(flatten(picture), orientation)
 
 
 def _size(data: bytes) -> tuple[int, int]:

@@ -1,0 +1,115 @@
+"""`pocketdx export`, `pocketdx parity` and `pocketdx demo`. Torch and onnx are imported when a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
+@click.option("--format", "formats", multiple=True, help="Only this format; may be repeated. [default: all]")
+@click.option("--precision", "precisions", multiple=True, help="Only this precision; may be repeated. [default: all]")
+@click.option("--name", help="Of the model, for people. [default: the run's folder]")
+@click.option("--force", is_flag=True, help="Replace the bundle that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(
+    run: Path,
+    out: Path,
+    formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn a RUN of `pocketdx train` into a bundle of model files. Each is run before it counts as exported.
+
+    \b
+    pocketdx export run --out bundle
+    """
+    from pocketdx_export.targets import choose_targets
+    from pocketdx_runtime.files import check_free
+
+    targets = choose_targets(formats, precisions)
+    check_free(out, overwrite=force)
+
+    from pocketdx_export.bundle import export_run
+    from pocketdx_train.run import Run
+
+    bundle = export_run(
+        Run.open(run), out, targets, name=name, force=force, say=lambda line: click.echo(line, err=as_json)
+    )
+    if as_json:
+        files = {target.name: str(path) for target, path in bundle.files}
+        click.echo(json.dumps({"bundle": str(out), "files": files, "model": bundle.manifest.to_dict()}, indent=2))
+    else:
+        click.echo(f"\nThe bundle is in {out}; next: pocketdx parity {out} --against {run} --data DATA")
+
+
+@click.command()
+@click.argument("bundle", metavar="BUNDLE|MODEL", type=click.Path(path_type=Path))
+@click.option("--against", "run", type=click.Path(path_type=Path), required=True, help="The run it was exported from.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Labelled images, as for training.")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]")
+@click.option("--limit", type=click.IntRange(min=1), help="Compare only so many images, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Of that draw.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def parity(
+    bundle: Path,
+    run: Path,
+    data: Path,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare every file of BUNDLE (or one MODEL file) with the full PyTorch model of a run, from image files on.
+
+    Exit status 1 when a tolerance is passed. In a bundle, the report is kept as parity.json.
+
+    \b
+    pocketdx parity bundle --against run --data xrays
+    """
+    from pocketdx_export.bundle import Bundle, add_file
+    from pocketdx_export.parity import compare_file, reports_json
+    from pocketdx_train.commands import decoding_progress
+    from pocketdx_train.evaluation import choose_set
+    from pocketdx_train.run import Run
+
+    opened = Bundle.open(bundle) if not bundle.is_file() else None
+    files = [path for _, path in opened.files] if opened else [bundle]
+    full = Run.open(run)
+    chosen = choose_set(data, full.record.labels, full.record.preprocessing.size, split=split, run=full, cache=cache)
+    reports = [
+        compare_file(path, full, chosen, limit=limit, seed=seed, progress=decoding_progress("comparing"))
+        for path in files
+    ]
+    passed = all(reports)
+    content = reports_json(reports)
+    if opened:
+        add_file(opened.folder, "parity.json", content)
+    click.echo(content if as_json else "\n\n".join(report.table() for report in reports), nl=not as_json)
+    sys.exit(0 if passed else 1)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("pocketdx-demo"), show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the images and the training.")
+@click.option("--force", is_flag=True, help="Replace the demo that is there.")
+def demo(out: Path, seed: int, force: bool) -> None:
+    """Run the whole job on generated images, in a few minutes: train, export, verify, use."""
+    from pocketdx_runtime.files import check_free
+
+    check_free(out, overwrite=force)
+
+    from pocketdx_export.demo import next_steps, run_demo
+
+    done = run_demo(out, seed=seed, force=force, show_progress=sys.stderr.isatty(), say=click.echo)
+    click.echo(next_steps(done))
+    sys.exit(0 if done.parity else 1)

@@ -1,0 +1,196 @@
+"""More than the server can do: it says so at once, keeps what it promised, and recovers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pocketdx_serve.errors import ServeError
+from pocketdx_serve.settings import Settings
+
+Serve = Callable[..., Any]
+Install = Callable[[Any], Any]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def reasons(replies: list[Any]) -> list[str]:
+    return [reply.json().get("reason", "ok") for reply in replies]
+
+
+def test_a_full_queue_answers_503_with_retry_after_at_once_and_keeps_its_promises(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=2, max_images=2)
+    held = gate(live)
+    with ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(3)]
+        wait_for(lambda: live.service.workers.full)
+        started = time.monotonic()
+        reply = live.post("/v1/diagnose", jpeg)
+        assert time.monotonic() - started < 1
+        assert (reply.status_code, reply.json()["reason"]) == (503, "overloaded")
+        assert int(reply.headers["retry-after"]) >= 1
+        assert live.client.get("/readyz").status_code == 200, "a full queue is no reason to restart"
+        held.opened.set()
+        assert [each.result().status_code for each in accepted] == [200, 200, 200]
+    assert live.post("/v1/diagnose", jpeg).status_code == 200
+
+
+def test_a_request_with_more_images_than_there_is_room_takes_no_place(serve: Serve, gate: Install, jpeg: bytes) -> None:
+    live = serve(threads=1, queue=2, max_images=3)
+    held = gate(live)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(live.post, "/v1/diagnose", jpeg)
+        assert held.entered.acquire(timeout=5)
+        many = live.client.post("/v1/diagnose", files=[("image", jpeg)] * 3)
+        assert (many.status_code, many.json()["reason"]) == (503, "overloaded")
+        assert live.service.workers.waiting == 0
+        second = pool.submit(live.client.post, "/v1/diagnose", files=[("image", jpeg)] * 2)
+        wait_for(lambda: live.service.workers.waiting == 2)
+        held.opened.set()
+        assert first.result().status_code == second.result().status_code == 200
+
+
+def test_a_request_past_its_deadline_gets_504_and_its_waiting_work_is_dropped(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=8, max_images=8, deadline=0.3)
+    held = gate(live)
+    with ThreadPoolExecutor(4) as pool:
+        late = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(4)]
+        replies = [each.result() for each in late]
+    assert [reply.status_code for reply in replies] == [504] * 4
+    assert set(reasons(replies)) == {"deadline"}
+    assert live.service.workers.waiting == 0
+    held.opened.set()
+    wait_for(lambda: live.post("/v1/diagnose", jpeg).status_code == 200)
+    assert held.count == 2, "only the image already in work and the last one reached the model"
+
+
+def test_a_client_that_goes_away_frees_its_place(serve: Serve, gate: Install, jpeg: bytes) -> None:
+    live = serve(threads=1, queue=1, max_images=1)
+    held = gate(live)
+    request = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(live.post, "/v1/diagnose", jpeg)
+        assert held.entered.acquire(timeout=5)
+        waiting = live.connect()
+        waiting.sendall(request % len(jpeg) + jpeg)
+        wait_for(lambda: live.service.workers.waiting == 1)
+        assert live.post("/v1/diagnose", jpeg).status_code == 503
+        waiting.close()
+        wait_for(lambda: live.service.workers.waiting == 0)
+        wait_for(lambda: live.service.held.total == len(jpeg))
+        held.opened.set()
+        assert working.result().status_code == 200
+    assert held.count == 1
+    assert live.service.held.total == 0
+
+
+def test_uploads_together_are_bounded_and_the_bound_is_free_again_afterwards(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=8, max_images=8, max_bytes=3000, max_held=2 * len(jpeg) + 100)
+    assert len(jpeg) < 3000
+    held = gate(live)
+    with ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
+        wait_for(lambda: live.service.held.total == 2 * len(jpeg))
+        reply = live.post("/v1/diagnose", jpeg)
+        assert (reply.status_code, reply.json()["reason"]) == (503, "overloaded")
+        held.opened.set()
+        assert [each.result().status_code for each in accepted] == [200, 200]
+    assert live.service.held.total == 0
+
+
+def test_a_body_that_stops_coming_gets_408(serve: Serve) -> None:
+    live = serve(read_timeout=0.2)
+    with live.connect() as sock:
+        sock.sendall(
+            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nabc"
+        )
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert live.service.held.total == 0
+
+
+def test_a_body_that_trickles_gets_408_though_it_never_stops(serve: Serve) -> None:
+    live = serve(read_timeout=0.3)
+    started = time.monotonic()
+    with live.connect() as sock:
+        sock.sendall(
+            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\n"
+        )
+        sock.settimeout(0.05)
+        answer = b""
+        while not answer:
+            assert time.monotonic() - started < 5, "the trickle was never cut off"
+            sock.sendall(b"x")
+            try:
+                answer = sock.recv(65536)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+
+
+def test_a_connection_that_never_sends_a_header_is_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, jpeg: bytes
+) -> None:
+    monkeypatch.setattr("pocketdx_serve.server.HEADER_TIMEOUT", 0.2)
+    live = serve()
+    with live.connect() as silent, live.connect() as dripping:
+        dripping.sendall(b"POST /v1/diag")
+        assert silent.recv(10) == b""
+        assert dripping.recv(10) == b""
+
+
+def test_many_idle_connections_do_not_stop_the_next_request(serve: Serve, jpeg: bytes) -> None:
+    live = serve()
+    idle = [live.connect() for _ in range(256)]
+    try:
+        for sock in idle:
+            sock.sendall(b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\n")
+        assert live.post("/v1/diagnose", jpeg).status_code == 200
+    finally:
+        for sock in idle:
+            sock.close()
+
+
+def test_a_server_whose_workers_are_all_stuck_is_not_alive(serve: Serve, gate: Install, jpeg: bytes) -> None:
+    live = serve(threads=1, deadline=0.1)
+    held = gate(live)
+    assert live.client.get("/livez").status_code == 200
+    assert live.post("/v1/diagnose", jpeg).status_code == 504
+    wait_for(lambda: live.client.get("/livez").status_code == 503)
+    assert live.client.get("/livez").json()["reason"] == "stalled"
+    assert live.client.get("/readyz").json()["reason"] == "stalled"
+    held.opened.set()
+    wait_for(lambda: live.client.get("/livez").status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"threads": 0}, "threads"),
+        ({"queue": -1}, "queue"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": float("nan")}, "deadline"),
+        ({"read_timeout": float("inf")}, "read_timeout"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": 10, "max_held": 9}, "max_held"),
+        ({"threads": 1, "queue": 2, "max_images": 4}, "max_images"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], names: str) -> None:
+    with pytest.raises(ServeError, match=f"^{names} = "):
+        Settings(**settings)
