@@ -17,9 +17,10 @@ from pocketdx_export.targets import TARGETS
 from pocketdx_runtime.image import resize
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
 from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD, Network
-from pocketdx_train.fit import prepare
+from pocketdx_train.prepare import prepare
 from pocketdx_train.run import DATA_FILE, RUN_FILE, WEIGHTS_FILE, Run, RunRecord, digest, write_json
 from pocketdx_train.settings import TrainSettings
+from pocketdx_train.sources import classes, open_source
 
 SIZE = 64
 # Width, height and ending: of the network's size, smaller, larger, and a JPEG large enough for a scaled decode.
@@ -63,7 +64,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run as training leaves it, of a network with random weights whose answers differ from picture to picture."""
     settings = TrainSettings(weights="none", size=SIZE)
-    prepared = prepare(pictures, settings, cache=cache)
+    source = open_source(pictures)
+    prepared = prepare(source, classes(source), settings, cache=cache)
     preprocessing = Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
     network = lively_network(settings.architecture, preprocessing, prepared.data.pixels)
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pocketdx_serve import engine
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.settings import Settings
 
@@ -75,6 +77,30 @@ def test_a_request_past_its_deadline_gets_504_and_its_waiting_work_is_dropped(
     held.opened.set()
     wait_for(lambda: live.post("/v1/diagnose", jpeg).status_code == 200)
     assert held.count == 2, "only the image already in work and the last one reached the model"
+
+
+def test_an_image_whose_deadline_passes_while_it_is_decoded_never_reaches_the_model(
+    serve: Serve, gate: Install, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = serve(threads=1, deadline=0.2)
+    held = gate(live)
+    decoding, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    load = engine.load
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        decoding.set()
+        assert go_on.wait(20)
+        done.set()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "load", slowly)
+    assert live.post("/v1/diagnose", jpeg).status_code == 504
+    assert decoding.is_set()
+    held.opened.set()
+    go_on.set()
+    assert done.wait(5)
+    wait_for(lambda: live.post("/v1/diagnose", jpeg).status_code == 200)
+    assert held.count == 1, "only the image that was waited for"
 
 
 def test_a_client_that_goes_away_frees_its_place(serve: Serve, gate: Install, jpeg: bytes) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,14 +65,10 @@ class Network(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(
-        self, architecture: str, classes: int, preprocessing: Preprocessing, *, dropout: float = 0.2
-    ) -> None:
+    def __init__(self, architecture: str, classes: int, preprocessing: Preprocessing, *, dropout: float = 0.2) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
-            raise TrainError(
-                f"{architecture}: no such architecture; choose one of {', '.join(ARCHITECTURES)}"
-            )
+            raise TrainError(f"{architecture}: no such architecture; choose one of {', '.join(ARCHITECTURES)}")
         self.architecture = architecture
         self.preprocessing = preprocessing
         self.backbone = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
@@ -117,14 +116,9 @@ def initialise(network: Network, weights: str) -> None:
     """
     if weights == "none":
         return
-    if weights == "imagenet":
-        state = _torchvision_weights(network.architecture)
-    else:
-        state = load_weights(Path(weights))
+    state = _torchvision_weights(network.architecture) if weights == "imagenet" else load_weights(Path(weights))
     last = ARCHITECTURES[network.architecture].last
-    own = {
-        name: tensor for name, tensor in network.backbone.state_dict().items() if name.startswith(f"{last}.")
-    }
+    own = {name: tensor for name, tensor in network.backbone.state_dict().items() if name.startswith(f"{last}.")}
     apply_weights(network, state | own, weights)
 
 
@@ -134,11 +128,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: it is missing or not safetensors.
     """
-    if path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
-        raise CheckpointError(f"{path}: a pickle, which can run code; save it again with safetensors")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file; give a .safetensors file, 'imagenet' or 'none'")
     try:
+        with path.open("rb") as file:
+            if file.read(2) in {b"PK", b"\x80\x02"}:  # what torch.save writes, now and in the past
+                raise CheckpointError(f"{path}: a pickle, which can run code; save it again with safetensors")
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as problem:
         raise CheckpointError(f"{path}: not a whole safetensors file ({problem}); copy it again") from problem
@@ -164,13 +159,16 @@ def apply_weights(network: Network, state: Mapping[str, torch.Tensor], origin: s
     network.backbone.load_state_dict(complete)
 
 
-def _torchvision_weights(architecture: str) -> Mapping[str, torch.Tensor]:
+def _torchvision_weights(architecture: str) -> dict[str, torch.Tensor]:
+    """The download, kept by torch below `$TORCH_HOME`. A pickle, but read by torch's unpickler for tensors alone."""
     enum = torchvision.models.get_weight(ARCHITECTURES[architecture].imagenet)
+    terminal = sys.stderr.isatty()
     try:
-        state: Mapping[str, torch.Tensor] = enum.get_state_dict(
-            progress=False, check_hash=True, weights_only=True, map_location="cpu"
-        )
-    except OSError as problem:
+        with nullcontext() if terminal else redirect_stderr(StringIO()):  # it announces itself
+            state: dict[str, torch.Tensor] = enum.get_state_dict(
+                progress=terminal, check_hash=True, weights_only=True, map_location="cpu"
+            )
+    except (OSError, RuntimeError) as problem:  # no network; a download that is not what was promised
         raise TrainError(
             f"imagenet: the weights of {architecture} could not be downloaded ({problem}); "
             "give a file: --weights FILE.safetensors, or --weights none"

@@ -19,7 +19,7 @@ from pocketdx_train.errors import TrainError
 Augmentation = Callable[[torch.Tensor], torch.Tensor]
 
 
-class RandomGamma(v2.Transform):
+class RandomGamma(v2.Transform):  # type: ignore[misc]
     """Raises pixel values to a random power, drawn log-uniformly from [1/limit, limit]: a change of exposure curve."""
 
     def __init__(self, limit: float) -> None:
@@ -36,7 +36,7 @@ class RandomGamma(v2.Transform):
         return self._call_kernel(tvf.adjust_gamma, inpt, gamma=params["gamma"])
 
 
-class RandomNoise(v2.Transform):
+class RandomNoise(v2.Transform):  # type: ignore[misc]
     """Adds Gaussian noise of a random strength, drawn uniformly from [0, sigma] grey levels, the same in all channels
     half of the time (as in a grey picture)."""
 
@@ -65,11 +65,11 @@ def _geometry(degrees: float, shift: float, scale: float, shear: float) -> v2.Ra
     )
 
 
-def _none() -> Augmentation:
+def _none() -> Any:
     return v2.Identity()
 
 
-def _light() -> Augmentation:
+def _light() -> Any:
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
@@ -79,7 +79,7 @@ def _light() -> Augmentation:
     )
 
 
-def _medical() -> Augmentation:
+def _medical() -> Any:
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
@@ -92,7 +92,7 @@ def _medical() -> Augmentation:
     )
 
 
-def _strong() -> Augmentation:
+def _strong() -> Any:
     return v2.Compose(
         [
             _medical(),

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pocketdx_train.settings import BALANCING, FINETUNING, MONITORS, TrainSettings
+from pocketdx_runtime.conform import to_plain
+from pocketdx_runtime.errors import printable
+from pocketdx_runtime.output import to_json
+from pocketdx_train.settings import (
+    ARCHITECTURES,
+    AUGMENTATIONS,
+    BALANCING,
+    FINETUNING,
+    MONITORS,
+    PRECISIONS,
+    TrainSettings,
+    flag,
+)
 
 if TYPE_CHECKING:
     from pocketdx_train.cache import Progress
     from pocketdx_train.metrics import Evaluation
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _DEFAULTS = TrainSettings()
 
 
-def _setting(name: str, text: str, **kind: Any) -> Any:
+def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
     """A `click` option for one field of `TrainSettings`, with its default."""
-    flag = "--" + name.replace("_fraction", "").replace("_", "-")
     default = getattr(_DEFAULTS, name)
-    return click.option(flag, name, default=default, show_default=default is not None, help=text, **kind)
+    return click.option(flag(name), name, default=default, show_default=default is not None, help=text, **kind)
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; must not exist."
-)
-@_setting("architecture", "mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; must not exist.")
+@_setting("architecture", "Which network.", type=click.Choice(ARCHITECTURES))
 @_setting("weights", "Where to start: imagenet (downloaded), none, or a .safetensors file.")
 @_setting("size", "Side of the network's input in pixels.")
 @_setting("epochs", "Epochs in which every layer learns.")
@@ -45,7 +58,7 @@ def _setting(name: str, text: str, **kind: Any) -> Any:
 @_setting("mixup", "Alpha of mixup; 0 is off.")
 @_setting("dropout", "Dropout before the last layer.")
 @_setting("balance", "How classes of different size are evened out.", type=click.Choice(BALANCING))
-@_setting("augment", "none, light, medical or strong.")
+@_setting("augment", "How pictures are varied in training.", type=click.Choice(AUGMENTATIONS))
 @_setting("ema", "Decay of the weights' moving average; 0 is off.")
 @_setting("patience", "Stop after so many epochs without a better AUC; 0 is never.")
 @_setting("monitor", "What the best epoch is chosen by.", type=click.Choice(MONITORS))
@@ -53,16 +66,12 @@ def _setting(name: str, text: str, **kind: Any) -> Any:
 @_setting("test_fraction", "Part kept for the test, if the data has no such split.")
 @_setting("patient_regex", "Finds the patient in a file name: 'person(\\d+)_'.")
 @_setting("seed", "Of everything random.")
-@_setting("precision", "32-true, bf16-mixed or 16-mixed.")
+@_setting("precision", "Of the arithmetic in training.", type=click.Choice(PRECISIONS))
 @click.option("--accelerator", default="auto", show_default=True, help="auto, cpu, gpu or mps.")
 @click.option("--devices", default="auto", show_default=True, help="auto, or how many on each node.")
 @click.option("--nodes", default=1, show_default=True, help="Machines that train together.")
-@click.option(
-    "--workers", default=0, show_default=True, help="Processes that augment; 0: the training process."
-)
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]"
-)
+@click.option("--workers", default=0, show_default=True, help="Processes that augment; 0: the training process.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run.")
 @click.option("--force", is_flag=True, help="Replace the run that is there.")
@@ -90,37 +99,55 @@ def train(
     settings = TrainSettings(**choices)
 
     from pocketdx_train import fit
+    from pocketdx_train.run import unfinished_folder
 
-    finished = fit.train(
-        data,
-        out,
-        settings,
-        machine=fit.Machine(accelerator, devices, nodes, workers),
-        resume=resume,
-        force=force,
-        cache=cache,
-        tensorboard=tensorboard,
-        show_progress=sys.stderr.isatty(),
-        decoding=decoding_progress(),
-        say=lambda line: click.echo(line, err=as_json),
-    )
+    with _ended_by_sigterm():
+        try:
+            finished = fit.train(
+                data,
+                out,
+                settings,
+                machine=fit.Machine(accelerator, devices, nodes, workers),
+                resume=resume,
+                force=force,
+                cache=cache,
+                tensorboard=tensorboard,
+                show_progress=sys.stderr.isatty(),
+                decoding=decoding_progress(),
+                say=None if as_json else click.echo,
+            )
+        except KeyboardInterrupt:
+            if unfinished_folder(out).is_dir():
+                click.echo("\nstopped; the same command with --resume goes on after the last whole epoch", err=True)
+            raise
     if finished is None:  # a helper process of a distributed training
         return
-    _show(finished.test.evaluation, as_json=as_json, about={"run": str(out), "split": "test"})
+    about = {"run": str(out), "split": "test", "data": to_plain(finished.report)}
+    _show(finished.test.evaluation, as_json=as_json, about=about)
     if not as_json:
-        click.echo(f"\nThe run is in {out}; next: pocketdx export {out} --out BUNDLE")
+        click.echo(f"\nThe run is in {printable(str(out))}; next: pocketdx export {printable(str(out))} --out BUNDLE")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Stop at once when asked to by the system; Lightning would first end the epoch."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
 @click.argument("model", metavar="RUN|MODEL", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]"
-)
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]")
 @click.option("--patient-regex", help="Finds the patient in a file name: intervals are then by patient.")
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]"
-)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     model: Path, data: Path, split: str | None, patient_regex: str | None, cache: Path | None, as_json: bool
@@ -136,27 +163,38 @@ def evaluate(
     from pocketdx_train.run import Run
 
     if model.is_dir():
-        run = Run.open(model)
+        run, trained_on = Run.open(model), ""
         labels, size, temperature = run.record.labels, run.record.preprocessing.size, run.record.temperature
         predict = network_logits(run.network())
     else:
         run, loaded = None, Model(model)
-        manifest = loaded.manifest
+        manifest, trained_on = loaded.manifest, loaded.manifest.data_fingerprint
         labels, size, temperature = manifest.labels, manifest.preprocessing.size, manifest.temperature
         predict = model_logits(loaded)
-    chosen = choose_set(data, labels, size, split=split, run=run, patient_regex=patient_regex, cache=cache)
+    chosen = choose_set(
+        data,
+        labels,
+        size,
+        split=split,
+        run=run,
+        trained_on=trained_on,
+        patient_regex=patient_regex,
+        cache=cache,
+        progress=decoding_progress(),
+    )
     predictions = predict_set(predict, chosen.data, chosen.positions, labels, temperature=temperature)
-    about = {"model": str(model), "data": str(data), "split": chosen.split}
-    if chosen.data.problems and not as_json:
-        click.echo(f"left out, unreadable: {'; '.join(chosen.data.problems.values())}", err=True)
+    unreadable = list(chosen.data.problems.values())
+    for problem in () if as_json else unreadable:
+        click.echo(f"left out: {problem}", err=True)
+    about = {"model": str(model), "data": str(data), "split": chosen.split, "unreadable": unreadable}
     _show(predictions.evaluation, as_json=as_json, about=about)
 
 
-def _show(evaluation: Evaluation, *, as_json: bool, about: dict[str, str]) -> None:
+def _show(evaluation: Evaluation, *, as_json: bool, about: dict[str, Any]) -> None:
     from pocketdx_train.metrics import format_table
 
     if as_json:
-        click.echo(json.dumps(about | evaluation.to_dict(), indent=2, allow_nan=False))
+        click.echo(to_json(about | evaluation.to_dict()))
     else:
         click.echo(f"\n{about['split']} split" if about["split"] != "all" else "\nall images")
         click.echo(format_table(evaluation))

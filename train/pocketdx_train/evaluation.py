@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketdx_runtime.model import Model
-from pocketdx_train.cache import Decoded, batches, decode_once, default_cache_folder
-from pocketdx_train.errors import DataError
+from pocketdx_train.cache import Decoded, Progress, batches, decode_once, default_cache_folder
+from pocketdx_train.errors import DataError, TrainError
 from pocketdx_train.metrics import Evaluation, evaluate
+from pocketdx_train.records import Source
 from pocketdx_train.run import Run
-from pocketdx_train.sources import Source, open_source
+from pocketdx_train.sources import open_source
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ def network_logits(network: Network, device: torch.device | str = "cpu") -> Pred
         with torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
             logits: NDArray[np.float32] = network(tensor).float().cpu().numpy()
-            return logits
+        return logits
 
     return predict
 
@@ -75,7 +76,8 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float
     """softmax(logits / temperature) along the last axis."""
     scaled = logits.astype(np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return probabilities
 
 
 def predict_set(
@@ -90,10 +92,13 @@ def predict_set(
 
     Raises:
         DataError: the set is empty.
+        TrainError: the model's answers are no numbers.
     """
     if not len(positions):
         raise DataError("no readable image to evaluate on")
     logits = np.concatenate([predict(pixels) for pixels in batches(data.pixels, positions, _BATCH)])
+    if not np.isfinite(logits).all():
+        raise TrainError("the model's answers are not finite numbers: it is damaged, or its training diverged")
     records = [data.records[i] for i in positions]
     truth = np.array([labels.index(record.label) for record in records], dtype=np.int64)
     probabilities = softmax(logits, temperature)
@@ -132,13 +137,15 @@ def choose_set(
     *,
     split: str | None,
     run: Run | None,
+    trained_on: str = "",
     patient_regex: str | None = None,
     cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> ChosenSet:
     """Decode a data set and choose what to evaluate on.
 
     A data set with splits of its own is evaluated on its test split; one without on what the run kept for testing, if
-    it is the run's own data; any other, whole.
+    it is the run's own data; any other, whole. Never, unless `split` says so, on what the model was trained on.
 
     Args:
         path: the data set.
@@ -146,11 +153,14 @@ def choose_set(
         size: of the model's input.
         split: "train", "val", "test", "all", or None to choose as above.
         run: whose recorded splits to use where the data is its own.
-        patient_regex: see `sources.open_source`.
+        trained_on: where there is no run, the fingerprint of the data that the model was trained on.
+        patient_regex: see `sources.open_source`; the run's own by default.
         cache: folder of the decoded images.
+        progress: called with (done, all) while pictures are decoded.
 
     Raises:
         DataError: the data cannot be read, has classes that the model lacks, or lacks the split.
+        CheckpointError: the run's record of its splits is damaged.
     """
     if patient_regex is None and run is not None:
         patient_regex = run.record.settings.patient_regex
@@ -161,19 +171,36 @@ def choose_set(
             f"{path}: has classes that the model does not know: {', '.join(sorted(unknown))}; "
             f"it knows {', '.join(labels)}"
         )
-    data = decode_once(source, size, cache or default_cache_folder())
-    own = run is not None and data.fingerprint() == run.record.data_fingerprint
-    if own and run is not None:
-        recorded = run.splits()
-        splits = [recorded.get(record.name, "") for record in data.records]
-    else:
-        splits = [record.split or "" for record in data.records]
+    data = decode_once(source, size, cache or default_cache_folder(), progress=progress)
+    splits = _splits_of(path, data, run, trained_on, whole=split == "all")
     chosen = split or ("test" if "test" in splits else "all")
     positions = [
-        position
-        for position, found in enumerate(splits)
-        if position not in data.problems and chosen in {"all", found}
+        position for position, found in enumerate(splits) if position not in data.problems and chosen in {"all", found}
     ]
     if not positions:
         raise DataError(f"{path}: no readable image in the split {chosen!r}; choose another with --split")
     return ChosenSet(data, np.array(positions, dtype=np.int64), source, chosen)
+
+
+def _splits_of(path: Path, data: Decoded, run: Run | None, trained_on: str, *, whole: bool) -> list[str]:
+    """The split of each record as the run used it, else by the data itself; "" where neither says."""
+    given = [record.split or "" for record in data.records]
+    if whole:
+        return given
+    recorded = run.splits() if run else {}
+    same = data.fingerprint() == (run.record.data_fingerprint if run else trained_on)
+    if run and same:
+        return [recorded.get(record.name, "") for record in data.records]
+    if any(given):
+        return given
+    if same:
+        raise DataError(
+            f"{path}: the model was trained on some of these images; evaluate its run, which knows the test split, "
+            "or say --split all"
+        )
+    if run and any(record.name in recorded for record in data.records):
+        raise DataError(
+            f"{path}: some images have the names of those that {run.folder} was trained on, but the data is not the "
+            "same; undo the change, or say --split all if none of them was trained on"
+        )
+    return given

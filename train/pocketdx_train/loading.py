@@ -1,4 +1,4 @@
-"""Batches for the loop. All that is random is a function of (seed, epoch, image), so a resumed run repeats it exactly."""
+"""Batches for the loop. All that is random is a function of (seed, epoch, image): a resumed run repeats it exactly."""
 
 from __future__ import annotations
 

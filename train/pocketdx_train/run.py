@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketdx_runtime.conform import conform, conform_fields, to_plain
-from pocketdx_runtime.errors import ManifestError
+from pocketdx_runtime.conform import conform, conform_fields, require, to_plain
+from pocketdx_runtime.errors import PocketDxError
+from pocketdx_runtime.files import write_atomically
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
 from pocketdx_train.errors import CheckpointError
 from pocketdx_train.settings import TrainSettings
@@ -26,6 +28,7 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "weights.safetensors"
 DATA_FILE = "data.json"
+HISTORY_FILE = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class RunRecord:
         thresholds: for the verdict.
         data_fingerprint: SHA-256 (hex) of the data; see `cache.Decoded.fingerprint`.
         weights_digest: SHA-256 (hex) of `weights.safetensors`.
-        best_epoch: the epoch, from 0, whose weights were kept.
+        best_epoch: the epoch, from 1, whose weights were kept.
         metrics: on test, by name, with 95 % intervals.
         software: versions by package.
         created: ISO 8601, UTC.
-        seconds: wall time of the training.
+        seconds: wall time of the training, evaluation included.
     """
 
     settings: TrainSettings
@@ -63,6 +66,8 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         conform_fields(self)
+        require(len(set(self.labels)) == len(self.labels) >= 2, "labels", self.labels, "two or more distinct names")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -86,21 +91,17 @@ class Run:
         """
         path = folder / RUN_FILE
         if not path.is_file():
-            if unfinished_folder(folder).is_dir():
-                raise CheckpointError(f"{folder}: not finished; go on with `pocketdx train ... --resume`")
-            raise CheckpointError(f"{folder}: not a run; make one with `pocketdx train DATA --out {folder}`")
+            raise CheckpointError(_not_a_run(folder))
         try:
             raw = json.loads(path.read_text("utf-8"))
-            newer = isinstance(raw, dict) and raw.get("schema_version", 0) > SCHEMA_VERSION
-            if newer:
-                raise CheckpointError(
-                    f"{path}: written by a newer PocketDx; upgrade with pip install -U pocketdx"
-                )
+            version = raw.get("schema_version") if isinstance(raw, dict) else None
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise CheckpointError(f"{path}: written by a newer PocketDx; upgrade with pip install -U pocketdx")
             record: RunRecord = conform(raw, RunRecord, "")
-        except (ValueError, TypeError, ManifestError) as problem:
-            raise CheckpointError(
-                f"{path}: damaged ({problem}); copy the run again or train again"
-            ) from problem
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, RecursionError, PocketDxError) as problem:
+            raise CheckpointError(f"{path}: damaged ({problem}); copy the run again or train again") from problem
         run = cls(folder, record)
         run._check_weights()
         return run
@@ -118,9 +119,7 @@ class Run:
         """
         from pocketdx_train.architectures import Network, apply_weights, load_weights
 
-        network = Network(
-            self.record.settings.architecture, len(self.record.labels), self.record.preprocessing
-        )
+        network = Network(self.record.settings.architecture, len(self.record.labels), self.record.preprocessing)
         apply_weights(network, load_weights(self.weights), str(self.weights))
         return network.eval()
 
@@ -148,14 +147,26 @@ class Run:
 
 def unfinished_folder(folder: Path) -> Path:
     """Where a run lives until it is whole."""
-    return folder.with_name(f"{folder.name}.unfinished")
+    named = folder if folder.name not in {"", ".."} else folder.resolve()
+    return Path(f"{named}.unfinished")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values and frozen dataclasses as indented JSON."""
-    path.write_text(
-        json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
+    """Write plain values and frozen dataclasses as indented JSON, whole or not at all; replaces what is there."""
+    text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # A file name that is not UTF-8 has surrogates, which backslashes turn into JSON's own escapes.
+    write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"), overwrite=True)
+
+
+def _not_a_run(folder: Path) -> str:
+    if unfinished_folder(folder).is_dir():
+        return f"{folder}: not finished; go on with `pocketdx train ... --out {folder} --resume`"
+    if not folder.exists():
+        return f"{folder}: no such run; make one with `pocketdx train DATA --out {folder}`"
+    models = sorted(folder.glob("*.onnx")) if folder.is_dir() else []
+    if models:
+        return f"{folder}: an exported bundle, not a run; name one of its files, such as {models[0]}"
+    return f"{folder}: not a run; make one with `pocketdx train DATA --out RUN`"
 
 
 def digest(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ Shift = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _affine(angle: float, scale: float) -> Shift:
-    def apply(pixels: torch.Tensor) -> torch.Tensor:
+    def apply(pixels: torch.Tensor) -> Any:
         return tvf.affine(
             pixels,
             angle=angle,
@@ -44,7 +45,7 @@ def _noise(sigma: float) -> Shift:
     return apply
 
 
-def _low_resolution(pixels: torch.Tensor) -> torch.Tensor:
+def _low_resolution(pixels: torch.Tensor) -> Any:
     height, width = pixels.shape[-2:]
     small = tvf.resize(pixels, [max(1, height // 2), max(1, width // 2)], antialias=True)
     return tvf.resize(small, [height, width], antialias=True)

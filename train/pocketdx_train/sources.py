@@ -25,8 +25,8 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"]
-    + [".heic", ".heif", ".dcm", ".dicom"]
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
+    | {".heic", ".heif", ".dcm", ".dicom"}
 )
 
 
@@ -64,7 +64,9 @@ def classes(source: Source) -> tuple[str, ...]:
     """
     names = {record.label for record in source.records}
     if len(names) < 2:
-        raise DataError(f"{source.name}: one class only ({', '.join(names)}); a classifier needs images of at least two")
+        raise DataError(
+            f"{source.name}: one class only ({', '.join(names)}); a classifier needs images of at least two"
+        )
     for name in names:
         if not name.isprintable():
             raise DataError(f"{source.name}: {name!r} cannot be shown; give the class another name")
@@ -123,7 +125,9 @@ def _split_folders(folder: Path) -> tuple[list[tuple[str | None, Path]], list[st
     for child in children:
         split = _SPLIT_NAMES.get(child.name.lower()) if child.is_dir() else None
         if split in by_split:
-            raise DataError(f"{folder}: both {by_split[split].name} and {child.name} name the {split} split; merge them")
+            raise DataError(
+                f"{folder}: both {by_split[split].name} and {child.name} name the {split} split; merge them"
+            )
         if split:
             by_split[split] = child
     others = [child for child in children if child not in by_split.values()]
@@ -184,12 +188,12 @@ def _csv_rows(path: Path) -> list[_Row]:
 
 
 def _parquet_rows(path: Path) -> list[_Row]:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
 
     try:
-        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
-    except (pyarrow.ArrowException, OSError) as problem:
+        return list(enumerate(read_table(path).to_pylist(), start=1))
+    except (ArrowException, OSError) as problem:
         first_line = str(problem).splitlines()[0]
         raise DataError(f"{path}: not a readable Parquet file ({first_line})") from problem
 

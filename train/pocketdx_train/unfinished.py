@@ -52,9 +52,7 @@ class Begun:
     def differences(self, now: Begun) -> list[str]:
         """What is not as it was, in words."""
         found = [
-            f"{flag(name)} was {old}"
-            for name, old in vars(self.settings).items()
-            if old != getattr(now.settings, name)
+            f"{flag(name)} was {old}" for name, old in vars(self.settings).items() if old != getattr(now.settings, name)
         ]
         if self.processes != now.processes:
             found.append(f"{self.processes} processes trained together, not {now.processes}")

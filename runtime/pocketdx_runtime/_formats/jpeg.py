@@ -142,7 +142,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, slice]]:
             return
         length = int.from_bytes(data[start : start + 2], "big")
         pos = start + length
-        if pos > len(data):
+        if max(pos, start + 2) > len(data):
             raise truncated(NAME)
         if length < 2 or marker == _SOI:
             raise corrupt(NAME)

@@ -108,7 +108,7 @@ def array_to_picture(values: npt.NDArray[Any]) -> Image.Image:
         raise unsupported(f"array of shape {shape}", remedy)
     if values.dtype == np.bool_ and values.ndim == 2:
         values = values.astype(np.uint8) * np.uint8(255)
-    elif values.dtype == np.uint16 and values.ndim == 2:
+    elif values.dtype in (np.dtype("<u2"), np.dtype(">u2")) and values.ndim == 2:
         values = high_byte(values)
     elif values.dtype.kind == "f":
         raise no_known_white(f"{values.dtype} array")

@@ -70,6 +70,7 @@ class _Directory:
         for entry in exif.directory(data, order, offset):
             self.entries.setdefault(entry.tag, entry)
         after = offset + 2 + 12 * int.from_bytes(data[offset : offset + 2], order)
+        self.is_cut = after + 4 > len(data)
         self.next = int.from_bytes(data[after : after + 4], order)
 
     def array(self, tag: int) -> npt.NDArray[np.int64]:
@@ -116,8 +117,10 @@ def decode(data: bytes, request: Request) -> Decoded:
     if order is None:
         raise corrupt(NAME)
     page = _Directory(data, order, int.from_bytes(data[4:8], order))
-    if not page.entries:
+    if page.is_cut:
         raise truncated(NAME)
+    if not {_WIDTH, _HEIGHT} <= page.entries.keys():
+        raise corrupt(NAME)
     _check_kind(page)
     _check_layout(page, request.limits)
     _check_single_page(page)
