@@ -1,8 +1,13 @@
 """What every test may ask for: the real images, and the `--slow` switch."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before anything loads OpenMP, here and in the processes that tests start: idle threads sleep instead of spinning,
+# or several of these processes on two cores take each other's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -43,6 +43,8 @@ KINDS: Mapping[str, Kind] = _kinds(
     (422, ImageReason.TRUNCATED.value, "The image is cut off"),
     (422, ImageReason.CORRUPT.value, "The image is damaged"),
     (422, ImageReason.ZERO_SIZE.value, "The image has no pixels"),
+    (422, ImageReason.MULTI_FRAME.value, "The image has several frames or pages"),
+    (422, ImageReason.AMBIGUOUS.value, "The image does not say what is black and what is white"),
     # The request.
     (400, "malformed-multipart", "The multipart body cannot be read"),
     (400, "unexpected-field", "The multipart body has a field that is not known here"),

@@ -54,7 +54,8 @@ def only(stage: list[Step], keyword: str) -> Step:
 
 
 def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
 
 
 def ignored(path: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pocketdx_runtime import image
 from pocketdx_serve import engine
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.settings import Settings
@@ -85,13 +86,12 @@ def test_an_image_whose_deadline_passes_while_it_is_decoded_never_reaches_the_mo
     live = serve(threads=1, deadline=0.2)
     held = gate(live)
     decoding, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    load = engine.load
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
         decoding.set()
         assert go_on.wait(20)
         done.set()
-        return load(*args, **kwargs)
+        return image.load(*args, **kwargs)
 
     monkeypatch.setattr(engine, "load", slowly)
     assert live.post("/v1/diagnose", jpeg).status_code == 504

@@ -48,7 +48,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     }
 )
 
-
 class Network(nn.Module):
     """A MobileNet with its normalisation.
 

@@ -46,12 +46,13 @@ class History(Callback):
         path: of the CSV file, rewritten after each epoch.
 
     Attributes:
-        epochs: the figures, by name; "epoch" counts from 1.
+        epochs: the figures, by name; "epoch" counts from 1, "lr" is the highest learning rate in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.epochs: list[dict[str, float]] = []
+        self._rate = 0.0
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -60,13 +61,19 @@ class History(Callback):
         """Wall time of the run so far, that of earlier, interrupted parts included."""
         return self._seconds_before + time.monotonic() - self._started
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the highest learning rate of the epoch."""
+        self._rate = max(self._rate if batch_idx else 0.0, learning_rate(trainer))
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note the epoch that has just ended.
 
         Raises:
             TrainError: a figure is not finite: the training has diverged.
         """
-        row = {"epoch": trainer.current_epoch + 1, "lr": learning_rate(trainer)} | epoch_figures(trainer)
+        row = {"epoch": trainer.current_epoch + 1, "lr": self._rate} | epoch_figures(trainer)
         lost = [name for name, value in row.items() if not math.isfinite(value)]
         if lost:
             raise TrainError(

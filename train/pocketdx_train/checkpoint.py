@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from pocketdx_runtime.files import OutputError, file_written_aside
+from pocketdx_runtime.files import OutputError, write_atomically
 from pocketdx_train.errors import CheckpointError
 
 _STATE = "pocketdx.state"
@@ -59,9 +59,8 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     structure = _flatten(state, tensors)
     try:
-        with file_written_aside(path, overwrite=True) as aside:
-            save_file(tensors, aside, metadata={_STATE: json.dumps(structure)})
-    except (SafetensorError, OutputError, OSError) as problem:
+        write_atomically(path, save(tensors, metadata={_STATE: json.dumps(structure)}), overwrite=True)
+    except (OutputError, OSError) as problem:
         raise CheckpointError(f"{path}: cannot be written ({problem}); make room and go on with --resume") from problem
 
 

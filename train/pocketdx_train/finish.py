@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pocketdx_runtime.files import folder_written_aside
 from pocketdx_runtime.manifest import Thresholds
@@ -106,7 +106,9 @@ def _take_weights(network: Network, checkpoint: Path) -> None:
 
 def _write_weights(network: Network, path: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt", "architecture": network.architecture})
+    # One entry: safetensors writes several in a random order, and equal weights should be equal files. Bytes: its
+    # `save_file` makes files that only their owner may read.
+    path.write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def _write_predictions(path: Path, predictions: Predictions, labels: tuple[str, ...]) -> None:

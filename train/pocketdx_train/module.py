@@ -16,6 +16,11 @@ from pocketdx_train.loading import mix
 from pocketdx_train.settings import TrainSettings
 from pocketdx_train.shift import shift_mixed
 
+# Of the batch norms' running statistics: PyTorch's default. torchvision's 0.01 for MobileNetV3 is made for hundreds of
+# epochs; after a short training the statistics would still be ImageNet's, or those of the random start, and every
+# answer off (on 3 x 40 cells, fine-tuned for 75 steps: accuracy 0.84 instead of 0.97).
+_MOMENTUM = 0.1
+
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -58,6 +63,7 @@ class Classifier(lightning.LightningModule):
         # Dropout and mixup are a function of the step, whatever else has drawn random numbers: a resumed run, whose
         # loaders are made at another moment, repeats them.
         torch.manual_seed(mix(self.settings.seed, self.current_epoch, batch_idx, self.global_rank))
+        self._set_momentum(batch_idx)
         pixels, labels, _ = batch
         normalised = self.network.normalise(pixels).contiguous(memory_format=torch.channels_last)
         if self.settings.mixup:
@@ -99,6 +105,13 @@ class Classifier(lightning.LightningModule):
 
     def _backbone_is_fixed(self) -> bool:
         return self.settings.finetune == "frozen" or self.current_epoch < self.settings.first_epochs
+
+    def _set_momentum(self, batch_idx: int) -> None:
+        """A plain mean over the first batches, so that what was there before is forgotten at once."""
+        seen = (self.current_epoch - self.settings.first_epochs) * self.steps_per_epoch + batch_idx
+        for layer in self.network.backbone.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = max(_MOMENTUM, 1.0 / (1 + max(0, seen)))
 
     def _logits(self, normalised: torch.Tensor) -> torch.Tensor:
         # No gradient: the optimizer then leaves the backbone alone, weight decay included.

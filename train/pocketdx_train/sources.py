@@ -100,12 +100,13 @@ def _open_folder(folder: Path, pattern: re.Pattern[str] | None) -> Files:
     for split, root in roots:
         for child in _visible(root):
             if not child.is_dir():
-                ignored.append(child.relative_to(folder).as_posix())
+                if _is_image(child):
+                    ignored.append(child.relative_to(folder).as_posix())
                 continue
             found = 0
             for path in _files_below(child):
                 name = path.relative_to(folder).as_posix()
-                if path.suffix and path.suffix.lower() not in IMAGE_SUFFIXES:
+                if path.suffix and not _is_image(path):
                     ignored.append(name)
                     continue
                 records.append(Record(name, child.name, _patient(path.name, pattern), split))
@@ -134,8 +135,12 @@ def _split_folders(folder: Path) -> tuple[list[tuple[str | None, Path]], list[st
     # Without a train folder, "test" may as well be a class.
     if "train" in by_split or (by_split and not any(child.is_dir() for child in others)):
         roots: list[tuple[str | None, Path]] = [(split, by_split[split]) for split in SPLITS if split in by_split]
-        return roots, [f"{child.name}/" if child.is_dir() else child.name for child in others]
+        return roots, [f"{child.name}/" for child in others if child.is_dir()]
     return [(None, folder)], []
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _hidden(name: str) -> bool:

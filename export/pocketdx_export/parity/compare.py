@@ -216,7 +216,7 @@ def _by_road(
         given = [image.load(picture, size, name=name) for picture, name in zip(pictures, names, strict=True)]
         sides.measure(runtime, names, given, expected)
         for name, picture, pixels, wanted in zip(names, pictures, full, expected, strict=True):
-            if image.decode(picture, cover=size, name=name).shape != pixels.shape:
+            if _is_jpeg(picture) and image.may_scale(pixels.shape[1], pixels.shape[0], size):
                 runtime.scaled.add(name)
             if pixels.shape != wanted.shape:  # of the network's own size, both roads are one
                 sides.measure(graph, [name], [pixels], [wanted])
@@ -224,6 +224,13 @@ def _by_road(
         if progress:
             progress(done, len(positions))
     return np.concatenate(reference)
+
+
+def _is_jpeg(picture: Picture) -> bool:
+    if not isinstance(picture, Path):
+        return False
+    with picture.open("rb") as file:
+        return file.read(2) == b"\xff\xd8"
 
 
 def _resampled(sides: _Sides, graph: _Road, chosen: ChosenSet, positions: NDArray[np.int64], size: int) -> None:

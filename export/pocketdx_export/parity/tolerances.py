@@ -15,8 +15,8 @@ class Tolerances:
         pixel_max: grey levels, at the worst pixel. Pillow rounds to whole grey levels after each of its two passes,
             half a level each; the graph does not round.
         pixel_mean: grey levels, over a picture. A wrong filter, crop or half-pixel shift shows here first.
-        scaled_max, scaled_mean: the same where the runtime decodes a large JPEG at a reduced scale (libjpeg's
-            DCT scaling and the full decode differ by rounding, at sharp edges by a little more).
+        scaled_max, scaled_mean: the same where the runtime decodes a large JPEG at a reduced scale: 0.1 to 0.2 levels
+            on average for photographs, up to 0.45 on average and 11 at single pixels for sharp texture.
         logits_max, logits_mean: absolute difference, both sides fed the same pixels.
         probabilities_max: absolute difference, both sides fed the same pixels.
         cosine_min: of the two embeddings of one picture.
@@ -63,8 +63,8 @@ TOLERANCES = ToleranceTable(
             "fp32": Tolerances(
                 pixel_max=1.05,
                 pixel_mean=0.35,
-                scaled_max=4.0,
-                scaled_mean=0.4,
+                scaled_max=12.0,
+                scaled_mean=0.5,
                 logits_max=1e-4,
                 logits_mean=2e-5,
                 probabilities_max=1e-4,

@@ -121,8 +121,9 @@ def check_size(limits: Limits, width: int, height: int) -> None:
 
 
 def missing_extra(what: str, extra: str) -> RefusalError:
-    """RefusalError of a format whose optional package is not installed."""
-    return RefusalError(ImageReason.MISSING_EXTRA, f"reading {what} needs an extra: pip install 'pocketdx[{extra}]'")
+    """Refusal of a format whose optional package is not installed."""
+    detail = f"{what} needs an optional package: pip install 'pocketdx[{extra}]'"
+    return RefusalError(ImageReason.MISSING_EXTRA, detail)
 
 
 def _mib(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pocketdx_runtime._formats.base import MAX_ITEMS, Decoded, Request, check_size, corrupt, missing_extra
+from pocketdx_runtime._formats.base import MAX_ITEMS, Decoded, Request, check_size, corrupt, missing_extra, truncated
 from pocketdx_runtime._formats.pixels import flatten
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def _coded_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _meta_boxes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the boxes are that describe the pictures; all the top-level boxes have to be whole."""
     start = 0
     for _ in range(MAX_ITEMS):
         if start + 8 > len(data):
@@ -71,7 +72,9 @@ def _meta_boxes(data: bytes) -> Iterator[tuple[int, int]]:
         stop = len(data) if length == 0 else start + length
         if stop < start + 8:
             break
+        if stop > len(data):
+            raise truncated(NAME)
         if data[start + 4 : start + 8] == b"meta":
-            yield start, min(stop, len(data))
+            yield start, stop
         start = stop
     raise corrupt(NAME)

@@ -35,18 +35,8 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT = 322, 323
 _FILL_ORDER, _PREDICTOR, _PALETTE, _EXTRA, _JPEG_TABLES = 266, 317, 320, 338, 347
 _YCBCR = (529, 530, 531, 532)  # coefficients, subsampling, positioning, reference black and white
 _NEEDED = {
-    *(
-        _WIDTH,
-        _HEIGHT,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _STRIP_OFFSETS,
-        _SAMPLES,
-        _STRIP_ROWS,
-        _STRIP_BYTES,
-    ),
-    *(_PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT),
+    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT),
+    *(_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES),
     *(_FILL_ORDER, _PREDICTOR, _PALETTE, _EXTRA, _JPEG_TABLES, *_YCBCR),
 }
 _SINGLE = {
@@ -54,7 +44,8 @@ _SINGLE = {
     *(_FILL_ORDER, _PREDICTOR),
 }
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_COMPRESSIONS = {1, 5, 7, 8, 32946, 32773}  # none, LZW, JPEG, deflate (twice), PackBits
+_PLAIN, _JPEG = 1, 7
+_COMPRESSIONS = {_PLAIN, 5, _JPEG, 8, 32946, 32773}  # also LZW, deflate (twice), PackBits
 _WHITE_IS_ZERO, _GREY, _RGB, _INDEXED, _CMYK, _YCC = 0, 1, 2, 3, 5, 6
 _THUMBNAIL_OR_MASK = 0b101
 _MAX_PAGES = 64
@@ -106,6 +97,14 @@ class _Directory:
         return int(self.array(_BITS).max(initial=1))
 
     @property
+    def planes_and_bits(self) -> tuple[int, int]:
+        """How many planes follow each other in the file, and bits per pixel in each."""
+        samples, bits = self.number(_SAMPLES, 1), self.array(_BITS)
+        if self.number(_PLANAR, 1) == 2:
+            return samples, self.bits
+        return 1, int(bits.sum()) if bits.size == samples else samples * self.bits
+
+    @property
     def is_deep_negative(self) -> bool:
         """More than 8 bits with white at 0, which Pillow reads as if black were, or not at all."""
         return self.number(_PHOTOMETRIC, _GREY) == _WHITE_IS_ZERO and self.bits > 8
@@ -139,34 +138,42 @@ def decode(data: bytes, request: Request) -> Decoded:
 
 
 def _check_layout(page: _Directory, limits: Limits) -> None:
-    """Sizes within the limits; strips or tiles as many as the picture needs, all inside the file."""
+    """Sizes within the limits; strips or tiles as many and as long as the picture needs, all inside the file."""
     width, height = page.number(_WIDTH, 0), page.number(_HEIGHT, 0)
     limits = pillow_limits(limits)
     check_size(limits, width, height)
-    planes = page.number(_SAMPLES, 1) if page.number(_PLANAR, 1) == 2 else 1
     if _TILE_OFFSETS in page.entries:
-        tile_width, tile_height = page.number(_TILE_WIDTH, 0), page.number(_TILE_HEIGHT, 0)
-        check_size(limits, tile_width, tile_height)
-        if tile_width % 16 or tile_height % 16:  # TIFF 6.0 §15
+        across, rows = page.number(_TILE_WIDTH, 0), page.number(_TILE_HEIGHT, 0)
+        check_size(limits, across, rows)
+        if across % 16 or rows % 16:  # TIFF 6.0 §15
             raise corrupt(NAME)
-        expected = planes * -(-width // tile_width) * -(-height // tile_height)
+        heights = np.full(-(-width // across) * -(-height // rows), rows)
         offsets, lengths = page.array(_TILE_OFFSETS), page.array(_TILE_BYTES)
     else:
-        rows = min(page.number(_STRIP_ROWS, height), height)
+        across, rows = width, min(page.number(_STRIP_ROWS, height), height)
         if rows < 1:
             raise corrupt(NAME)
-        expected = planes * -(-height // rows)
+        heights = np.full(-(-height // rows), rows)
+        heights[-1] = height - rows * (heights.size - 1)
         offsets, lengths = page.array(_STRIP_OFFSETS), page.array(_STRIP_BYTES)
-    if offsets.size != expected or lengths.size not in (0, expected):
+    planes, bits = page.planes_and_bits
+    needed = np.tile(heights * ((across * bits + 7) // 8), planes)
+    if offsets.size != needed.size or lengths.size not in (0, needed.size):
         raise corrupt(NAME)
-    if int((offsets + lengths if lengths.size else offsets + 1).max()) > len(page.data):
+    if page.number(_COMPRESSION, _PLAIN) != _PLAIN:
+        needed = np.ones_like(needed)
+    if lengths.size == 0:
+        lengths = needed
+    if np.any(lengths < needed) or np.any(offsets + lengths > len(page.data)):
         raise truncated(NAME)
 
 
 def _check_kind(page: _Directory) -> None:
-    if page.number(_COMPRESSION, 1) not in _COMPRESSIONS:
+    if page.number(_COMPRESSION, _PLAIN) not in _COMPRESSIONS:
         raise unsupported("TIFF with this compression", "save it uncompressed, or as PNG or JPEG")
-    if page.number(_PHOTOMETRIC, _GREY) not in (_WHITE_IS_ZERO, _GREY, _RGB, _INDEXED, _CMYK, _YCC):
+    colours = page.number(_PHOTOMETRIC, _GREY)
+    subsampled = colours == _YCC and page.number(_COMPRESSION, _PLAIN) != _JPEG
+    if colours not in (_WHITE_IS_ZERO, _GREY, _RGB, _INDEXED, _CMYK, _YCC) or subsampled:
         raise unsupported("TIFF in this colour space", "save it as 8-bit grey or RGB")
     if (
         page.number(_SAMPLES, 1) > _MAX_SAMPLES
