@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -106,9 +107,8 @@ def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
     """Read the figures out of `run.json` and of parity's JSON."""
     (report,) = (each for each in parity["files"] if each["file"].endswith("fp32.onnx"))
 
-    def values(name: str) -> list[float]:
-        # What is not a number is null in the JSON: the worst that can be.
-        return [float("nan") if c["value"] is None else c["value"] for c in report["checks"] if c["name"] == name]
+    def values(name: str, unknown: float) -> list[float]:
+        return [unknown if c["value"] is None else c["value"] for c in report["checks"] if c["name"] == name]
 
     return Outcome(
         seed=run["settings"]["seed"],
@@ -116,8 +116,9 @@ def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
         accuracy=run["metrics"]["test/accuracy"]["value"],
         minutes=run["seconds"] / 60,
         images=report["images"],
-        logits=max(values("logits, max")),
-        agreement=min(values("top-1 agreement")),
+        # What is not a number is null in the JSON: the worst that can be.
+        logits=max(values("logits, max", math.inf)),
+        agreement=min(values("top-1 agreement", 0.0)),
         passed=report["passed"],
     )
 

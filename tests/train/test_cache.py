@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_a_picture_that_was_missing_and_is_there_again_is_read(source: Source, f
 def test_a_picture_whose_decoder_was_installed_meanwhile_is_tried_again(
     source: Source, folder: Path, decoded_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "find_spec", lambda name: None)
+    monkeypatch.setattr(caching, "find_spec", lambda _: None)
     decode_once(source, 32, folder)
     monkeypatch.setattr(caching, "find_spec", lambda name: name)
     decode_once(source, 32, folder)
@@ -147,7 +148,7 @@ def test_where_no_picture_can_be_read_the_first_says_why(source: Source, folder:
     for path in source.pictures():
         assert isinstance(path, Path)
         path.write_bytes(b"?")
-    with pytest.raises(DataError, match="none of its 6 images can be read; the first: disk/000.png: "):
+    with pytest.raises(DataError, match=r"none of its 6 images can be read; the first: disk/000\.png: "):
         decode_once(source, 32, folder)
 
 
@@ -222,9 +223,7 @@ def test_two_builders_of_the_same_entry_do_each_other_no_harm(source: Source, fo
 
 
 @pytest.mark.parametrize("harm", ["truncated pixels", "damaged index", "other shape"])
-def test_a_damaged_entry_is_built_anew(
-    source: Source, folder: Path, harm: str, decoded_files: list[str]
-) -> None:
+def test_a_damaged_entry_is_built_anew(source: Source, folder: Path, harm: str, decoded_files: list[str]) -> None:
     whole = np.array(decode_once(source, 32, folder).pixels)
     (entry,) = folder.iterdir()
     if harm == "truncated pixels":
@@ -243,7 +242,7 @@ def test_a_damaged_entry_is_built_anew(
 def test_too_little_room_is_said_before_anything_is_decoded(
     source: Source, folder: Path, decoded_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: Usage(0, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
     with pytest.raises(DataError) as error:
         decode_once(source, 32, folder)
     assert f"{folder}: 0 MB are needed" in str(error.value)

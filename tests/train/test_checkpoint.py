@@ -19,9 +19,7 @@ from pocketdx_train.errors import CheckpointError
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: (
-        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner)
-    ),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
 )
 
 
@@ -39,17 +37,18 @@ def test_nested_plain_values_come_back_equal_and_of_the_same_types(
 
 def test_tensors_come_back_to_the_bit_with_type_and_memory_format(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
-    state = {
-        "weights": {"a": images, "b": torch.tensor([math.nan, -0.0, math.inf]), "half": torch.ones(3, dtype=torch.bfloat16)},
+    odd = torch.tensor([math.nan, -0.0, math.inf])
+    state: dict[str, Any] = {
+        "weights": {"a": images, "b": odd, "half": torch.ones(3, dtype=torch.bfloat16)},
         "step": torch.tensor(7.0),
         "shared": [images[0], images[0]],
         "params": [(0, images), (1, None)],
-    }  # fmt: skip
+    }
     save_state(state, tmp_path / "x.ckpt")
     back = load_state(tmp_path / "x.ckpt")
     assert torch.equal(back["weights"]["a"], images)
     assert back["weights"]["a"].stride() == images.stride()
-    assert back["weights"]["b"].view(torch.int32).tolist() == state["weights"]["b"].view(torch.int32).tolist()
+    assert back["weights"]["b"].view(torch.int32).tolist() == odd.view(torch.int32).tolist()
     assert back["weights"]["half"].dtype == torch.bfloat16
     assert back["step"].shape == ()
     assert torch.equal(back["shared"][1], images[0])
@@ -117,4 +116,4 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path, monke
     assert "No space left on device" in str(error.value)
     assert "--resume" in str(error.value)
     assert load_state(path) == {"epoch": 1}
-    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]

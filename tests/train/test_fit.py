@@ -234,7 +234,7 @@ def test_training_stops_when_patience_is_at_an_end_and_not_before() -> None:
 def test_a_training_that_diverges_is_said_so_with_the_epoch_and_the_remedy(
     pictures: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Classifier, "_loss", lambda self, logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setattr(Classifier, "_loss", lambda _self, logits, _labels: logits.sum() * float("nan"))
     with pytest.raises(TrainError, match=r"training diverged in epoch 1 \(train_loss is not finite\); .*--lr"):
         fit.train(pictures, tmp_path / "run", quick())
     assert list(tmp_path.iterdir()) == []
@@ -289,7 +289,7 @@ def test_force_replaces_a_run_whole_and_nothing_else(
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainError, match="not replaced, because there is no run.json in it"):
+    with pytest.raises(TrainError, match=r"not replaced, because there is no run\.json in it"):
         fit.train(pictures, home, quick(epochs=1), force=True)
     assert (home / "thesis.tex").exists()
 
@@ -298,7 +298,7 @@ def test_force_does_not_drop_a_folder_that_is_no_unfinished_run(pictures: Path, 
     other = tmp_path / "run.unfinished"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainError, match=r"not replaced, because there is no begun.json in it"):
+    with pytest.raises(TrainError, match=r"not replaced, because there is no begun\.json in it"):
         fit.train(pictures, tmp_path / "run", quick(), force=True)
     assert (other / "thesis.tex").exists()
 

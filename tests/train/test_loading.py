@@ -117,8 +117,9 @@ def test_augmentation_leaves_the_random_state_of_training_alone(prepared: Prepar
 
 @pytest.mark.parametrize("recipe", AUGMENTATIONS)
 def test_every_recipe_keeps_type_and_shape_and_all_but_none_change_the_picture(recipe: str, prepared: Prepared) -> None:
-    dataset, plain = training_set(prepared, recipe), PlainSet(
-        prepared.data.pixels, prepared.positions("train"), prepared.targets()
+    dataset, plain = (
+        training_set(prepared, recipe),
+        PlainSet(prepared.data.pixels, prepared.positions("train"), prepared.targets()),
     )
     changed = 0
     for number in range(len(dataset)):

@@ -162,8 +162,8 @@ def test_class_weights_weigh_the_images_of_their_class(quick: Quick) -> None:
 
 def test_mixup_blends_pictures_and_losses_in_the_same_proportion(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
     module = classifier(quick(mixup=0.4, label_smoothing=0.0))
-    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
-    monkeypatch.setattr(torch, "randperm", lambda count, device: torch.tensor([2, 0, 1]))
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda _: torch.tensor(0.3))
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: torch.tensor([2, 0, 1]))
     seen: list[torch.Tensor] = []
 
     def answer(pictures: torch.Tensor) -> torch.Tensor:
@@ -175,9 +175,7 @@ def test_mixup_blends_pictures_and_losses_in_the_same_proportion(quick: Quick, m
     loss = module._mixed_loss(pictures, torch.tensor(LABELS))
     assert seen[0].flatten().tolist() == pytest.approx([0.7 * 2, 0.3 * 1, 0.3 * 2 + 0.7 * 1])
     rows = [log_softmax(row) for row in LOGITS]
-    by_hand = [
-        -0.3 * row[label] - 0.7 * row[other] for row, label, other in zip(rows, LABELS, [0, 0, 1], strict=True)
-    ]
+    by_hand = [-0.3 * row[label] - 0.7 * row[other] for row, label, other in zip(rows, LABELS, [0, 0, 1], strict=True)]
     assert float(loss) == pytest.approx(sum(by_hand) / 3, rel=1e-6)
 
 
@@ -191,7 +189,7 @@ def test_mixup_draws_its_proportion_from_the_beta_distribution(quick: Quick, mon
         return torch.tensor(drawn[-1])
 
     monkeypatch.setattr(torch.distributions.Beta, "sample", noting)
-    monkeypatch.setattr(module, "_logits", lambda pictures: torch.tensor(LOGITS))
+    monkeypatch.setattr(module, "_logits", lambda _: torch.tensor(LOGITS))
     torch.manual_seed(0)
     for _ in range(400):
         module._mixed_loss(torch.zeros(3, 1, 1, 1), torch.tensor(LABELS))

@@ -83,9 +83,7 @@ def uninterrupted(
 
 
 @pytest.fixture
-def killed(
-    pictures: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Path]:
+def killed(pictures: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Where a run is that was killed in its second epoch, after the first checkpoint."""
 
     def train(*, epoch: int = 1, batch: int = 3, workers: int = 0, **changes: Any) -> Path:
@@ -356,5 +354,7 @@ def test_a_process_that_is_asked_to_stop_does_so_at_once_and_can_be_resumed(
     assert time.monotonic() - asked < 3
     assert process.returncode == status
     assert "Traceback" not in err
-    assert err.strip() == ("" if status == 143 else "stopped; the same command with --resume goes on after the last whole epoch")
+    assert err.strip() == (
+        "" if status == 143 else "stopped; the same command with --resume goes on after the last whole epoch"
+    )
     succeeded(spawn(*arguments(data, out, "--resume")))

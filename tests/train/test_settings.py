@@ -11,7 +11,7 @@ from pocketdx_runtime.errors import PocketDxError
 from pocketdx_train.errors import TrainError
 from pocketdx_train.settings import TrainSettings, flag
 
-BAD = {
+BAD: dict[str, list[Any]] = {
     "architecture": ["resnet18"],
     "size": [31, 5000],
     "epochs": [0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ Decode = Callable[..., Decoded]
 SPLITS = ("train", "val", "test")
 
 
-def data(records: list[tuple[str, str | None, str]], *, split: str | None = None, bad: tuple[int, ...] = ()) -> Decoded:
+def data(
+    records: Sequence[tuple[str, str | None, str]], *, split: str | None = None, bad: tuple[int, ...] = ()
+) -> Decoded:
     """Records of (label, patient, digest of the pixels), without pixels."""
     made = tuple(Record(f"{i}.png", label, patient, split) for i, (label, patient, _) in enumerate(records))
     digests = tuple("" if i in bad else digest for i, (*_, digest) in enumerate(records))

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from pocketdx_runtime.files import OutputError, write_atomically
 from pocketdx_train.errors import CheckpointError
@@ -73,10 +73,11 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        state = _restore(json.loads(metadata[_STATE]), tensors)
+        # Read, not mapped as `safe_open` does: the tensors go on to be trained, and must not hang on the file.
+        content = path.read_bytes()
+        tensors = load(content)
+        end = 8 + int.from_bytes(content[:8], "little")
+        state = _restore(json.loads(json.loads(content[8:end])["__metadata__"][_STATE]), tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as problem:
         raise CheckpointError(
             f"{path}: not a whole checkpoint ({problem}); start over with --force, or copy it again"
@@ -93,8 +94,8 @@ def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value if type(value) in {type(None), bool, int, float, str} else _plain(value)
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        # A copy: safetensors refuses tensors that share memory, and keeps no memory format. That must come back too:
-        # the optimizer's arithmetic rounds differently where its state lies otherwise in memory than the weights.
+        # A copy: safetensors refuses tensors that share memory, and keeps no memory format. That is noted: state that
+        # lies otherwise in memory than its weights may be computed on by other kernels than before.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return ["tensor", name, *(["channels_last"] if _is_channels_last(value) else [])]
     if isinstance(value, dict):

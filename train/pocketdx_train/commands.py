@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _DEFAULTS = TrainSettings()
+# What cannot be read is said by who reads it, in one line; click would print its usage as well.
+_PATH = click.Path(path_type=Path, readable=False)
 
 
 def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
@@ -41,8 +44,8 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; must not exist.")
+@click.argument("data", type=_PATH)
+@click.option("--out", type=_PATH, required=True, help="Folder of the run; must not exist.")
 @_setting("architecture", "Which network.", type=click.Choice(ARCHITECTURES))
 @_setting("weights", "Where to start: imagenet (downloaded), none, or a .safetensors file.")
 @_setting("size", "Side of the network's input in pixels.")
@@ -71,7 +74,7 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @click.option("--devices", default="auto", show_default=True, help="auto, or how many on each node.")
 @click.option("--nodes", default=1, show_default=True, help="Machines that train together.")
 @click.option("--workers", default=0, show_default=True, help="Processes that augment; 0: the training process.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
+@click.option("--cache", type=_PATH, help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run.")
 @click.option("--force", is_flag=True, help="Replace the run that is there.")
@@ -98,6 +101,8 @@ def train(
     """
     settings = TrainSettings(**choices)
 
+    # Before torch is imported: it logs advice on distributed training, which is not the user's concern here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pocketdx_train import fit
     from pocketdx_train.run import unfinished_folder
 
@@ -143,11 +148,11 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("model", metavar="RUN|MODEL", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RUN|MODEL", type=_PATH)
+@click.argument("data", type=_PATH)
 @click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]")
 @click.option("--patient-regex", help="Finds the patient in a file name: intervals are then by patient.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
+@click.option("--cache", type=_PATH, help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     model: Path, data: Path, split: str | None, patient_regex: str | None, cache: Path | None, as_json: bool

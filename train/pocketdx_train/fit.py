@@ -69,7 +69,7 @@ def train(
     keeper = Keeper(settings.monitor, settings.patience, last=unfinished.last, best=unfinished.best)
     callbacks: list[Callback] = [history, keeper]
     if settings.ema:
-        callbacks.append(MovingAverage(settings.ema))
+        callbacks.append(MovingAverage(settings.ema, head_epochs=settings.first_epochs))
     if show_progress:
         callbacks.append(ProgressLine(sys.stderr, settings.all_epochs))
     with loop.quiet():

@@ -97,8 +97,7 @@ def make_trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.nodes,
-            # The head's epochs leave the backbone without gradients.
-            strategy="ddp_find_unused_parameters_true" if machine.several else "auto",
+            strategy=_strategy(settings) if machine.several else "auto",
             precision=settings.precision,  # type: ignore[arg-type]
             # A GPU's fastest convolutions differ from run to run, and a resumed run must not.
             deterministic="warn" if machine.cuda else None,
@@ -122,6 +121,12 @@ def make_trainer(
             f"cannot train with --accelerator {machine.accelerator} --devices {machine.devices} "
             f"--precision {settings.precision}: {' '.join(str(problem).split())}"
         ) from problem
+
+
+def _strategy(settings: TrainSettings) -> str:
+    """Where the backbone is fixed, for some epochs or all, it has no gradients, and DDP must not wait for them."""
+    fixed = settings.first_epochs > 0 or settings.finetune == "frozen"
+    return "ddp_find_unused_parameters_true" if fixed else "ddp"
 
 
 def _tensorboard(folder: Path) -> Logger:
