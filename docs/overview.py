@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
 from pocketdx_runtime import Model
@@ -147,10 +147,11 @@ def device(figure: Figure, page: Axes, data: Path, model: Model) -> None:
     tile(figure, picture, left + width / 2 - 0.6, TOP + TALL - 1.35, 1.2)
     for row, (name, probability) in enumerate(answer.probabilities.items()):
         bottom = TOP + 1.32 - row * 0.36
-        box(page, left + 1.3, bottom, 1.0, 0.2, facecolor="white", linewidth=0.8)
-        box(page, left + 1.3, bottom, max(1.0 * probability, 0.04), 0.2, facecolor=BLUE, edgecolor="none")
+        page.add_patch(Rectangle((left + 1.2, bottom), 0.75, 0.18, facecolor="white", edgecolor=LINE))
+        page.add_patch(Rectangle((left + 1.2, bottom), 0.75 * probability, 0.18, facecolor=BLUE))
+        page.text(left + 2.02, bottom + 0.09, f"{probability:.2f}", va="center", fontsize=10.5)
         weight = "bold" if name == answer.label else "normal"
-        page.text(left + 1.22, bottom + 0.09, name, ha="right", va="center", fontsize=10.5, weight=weight)
+        page.text(left + 1.12, bottom + 0.09, name, ha="right", va="center", fontsize=10.5, weight=weight)
     page.text(left + 0.2, TOP + 0.18, "onnxruntime, no PyTorch", fontsize=10.5, color=SOFT)
 
 

@@ -57,6 +57,12 @@ def _user_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETDX_CACHE", str(cache))
 
 
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's pictures take as long as a training here. `finished`, made before this takes hold, has them."""
+    monkeypatch.setattr("pocketdx_train.finish._draw", lambda *_: None)
+
+
 def draw(kind: str, seed: int, size: int = 40) -> NDArray[np.uint8]:
     """Synthetic, uint8 [size, size, 3]: a disk ("disk...") or stripes (any other kind), with grain."""
     rng = np.random.default_rng([seed, *kind.encode()])
@@ -103,7 +109,7 @@ def filled() -> Callable[..., Path]:
 
 def fill_splits(folder: Path, counts: Mapping[str, int] | None = None) -> Path:
     """Drawn PNGs by split and class: `folder/SPLIT/CLASS/NUMBER.png`."""
-    for place, (split, count) in enumerate((counts or {"train": 20, "val": 6, "test": 8}).items()):
+    for place, (split, count) in enumerate((counts or {"train": 12, "val": 4, "test": 6}).items()):
         fill(folder / split, {"disk": count, "stripes": count + 4}, start=1000 * place)
     return folder
 

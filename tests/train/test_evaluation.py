@@ -138,7 +138,7 @@ def test_an_exported_file_and_a_network_answer_in_the_same_form(run: Run, pictur
     chosen = choose(pictures)
     for predict in (model_logits(Model(path)), network_logits(run.network())):
         predictions = predict_set(predict, chosen.data, chosen.positions, LABELS, temperature=2.0)
-        assert predictions.logits.shape == predictions.probabilities.shape == (20, 2)
+        assert predictions.logits.shape == predictions.probabilities.shape == (16, 2)
         assert np.allclose(predictions.probabilities, softmax(predictions.logits, 2.0))
         assert predictions.names == tuple(chosen.data.records[i].name for i in chosen.positions)
 

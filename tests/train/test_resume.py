@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,6 @@ def outcome(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     for name in ("created", "seconds"):
         del record[name]
     return (folder / "weights.safetensors").read_bytes(), (folder / "metrics.csv").read_bytes(), record
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_drawing() -> Iterator[None]:
-    """The pictures in a run take as long as its training here, and hold nothing that a resume could lose."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pocketdx_train.finish._draw", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +112,18 @@ def test_it_does_so_with_worker_processes_too(
     assert outcome(out) == uninterrupted(**FULL)
 
 
-def test_it_does_so_without_the_moving_average_and_across_the_heads_phase(
-    pictures: Path, quick: Quick, killed: Callable[..., Path], uninterrupted: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(("epoch", "ema"), [(1, 0.0), (2, 0.99)])
+def test_it_does_so_with_and_without_the_moving_average_in_the_heads_phase_and_after(
+    epoch: int,
+    ema: float,
+    pictures: Path,
+    quick: Quick,
+    finished: fit.Finished,
+    killed: Callable[..., Path],
+    uninterrupted: Callable[..., Any],
 ) -> None:
-    donor = fit.train(pictures, tmp_path / "donor", quick(epochs=1))
-    assert donor is not None
-    changes = {"epochs": 2, "head_epochs": 2, "ema": 0.0, "weights": str(donor.run.weights)}
-    out = killed(epoch=2, batch=1, **changes)
+    changes = {"epochs": 1, "head_epochs": 2, "ema": ema, "weights": str(finished.run.weights)}
+    out = killed(epoch=epoch, batch=1, **changes)
     fit.train(pictures, out, quick(**changes), resume=True)
     assert outcome(out) == uninterrupted(**changes)
 

@@ -172,15 +172,15 @@ def test_json_is_all_that_is_on_stdout_and_holds_the_figures_and_what_was_found_
     assert (outcome.status, outcome.err) == (0, "")
     printed = json.loads(outcome.out)
     assert printed["run"] == str(tmp_path / "run")
-    assert printed["n"] == 20
+    assert printed["n"] == 16
     assert set(printed["accuracy"]) == {"value", "low", "high"}
-    assert printed["data"]["counts"]["test"] == {"disk": 8, "stripes": 12}
+    assert printed["data"]["counts"]["test"] == {"disk": 6, "stripes": 10}
 
 
 def test_people_get_the_data_the_figures_and_what_to_do_next(pocketdx: Command, pictures: Path, tmp_path: Path) -> None:
     outcome = pocketdx("train", pictures, "--out", tmp_path / "run", *QUICK)
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out.startswith("train: 44 images (disk 20, stripes 24)\n")
+    assert outcome.out.startswith("train: 28 images (disk 12, stripes 16)\n")
     assert "balanced accuracy" in outcome.out
     assert f"next: pocketdx export {tmp_path / 'run'} --out BUNDLE" in outcome.out
 
@@ -210,10 +210,10 @@ def test_on_a_terminal_progress_is_one_legible_line_an_epoch(
         screen += read
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert json.loads(out)["n"] == 20
+    assert json.loads(out)["n"] == 16
     drawn = screen.decode().replace("\x1b[K", "").replace("\r\n", "\n")
     lines = [line.split("\r")[-1] for line in drawn.split("\n")]
-    assert lines[0] == "decoding 80/80"
+    assert lines[0] == "decoding 56/56"
     assert re.match(r"epoch 1/1  loss \d\.\d+  val: loss \d\.\d+  AUC \d\.\d+", lines[1])
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]", drawn))
 
@@ -229,7 +229,7 @@ def test_two_processes_train_together_and_leave_one_run(
     training = spawn("train", pictures, "--out", tmp_path / "run", *options)
     out, err = training.communicate(timeout=240)
     assert (training.returncode, err) == (0, "")
-    assert out.count("train: 44 images") == 1
+    assert out.count("train: 28 images") == 1
     assert out.count("balanced accuracy") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     run = Run.open(tmp_path / "run")
@@ -244,7 +244,7 @@ def test_a_runs_figures_are_found_again(pocketdx: Command, finished: fit.Finishe
     outcome = pocketdx("evaluate", finished.run.folder, pictures, "--json")
     assert (outcome.status, outcome.err) == (0, "")
     printed = json.loads(outcome.out)
-    assert (printed["split"], printed["n"], printed["unreadable"]) == ("test", 20, [])
+    assert (printed["split"], printed["n"], printed["unreadable"]) == ("test", 16, [])
     kept = json.loads((finished.run.folder / "test_metrics.json").read_text())
     assert printed["confusion"] == kept["confusion"]
     for figure in ("auc", "accuracy", "balanced_accuracy", "f1"):
@@ -256,7 +256,7 @@ def test_an_exported_model_is_evaluated_in_onnxruntime(pocketdx: Command, pictur
     model.write_bytes(tiny_model.tiny_model(("disk", "stripes"), 32))
     outcome = pocketdx("evaluate", model, pictures, "--split", "all")
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out.startswith("\nall images\n80 images; 95 % intervals from 2000 bootstrap resamples of images")
+    assert outcome.out.startswith("\nall images\n56 images; 95 % intervals from 2000 bootstrap resamples of images")
 
 
 def test_a_model_is_refused_its_own_training_data_without_splits(

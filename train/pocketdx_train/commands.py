@@ -119,7 +119,7 @@ def train(
                 tensorboard=tensorboard,
                 show_progress=sys.stderr.isatty(),
                 decoding=decoding_progress(),
-                say=None if as_json else click.echo,
+                say=(lambda _: None) if as_json else click.echo,
             )
         except KeyboardInterrupt:
             if unfinished_folder(out).is_dir():

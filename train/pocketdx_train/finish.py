@@ -44,9 +44,9 @@ def finish(
     prepared: Prepared,
     settings: TrainSettings,
     unfinished: Unfinished,
-    *,
     history: History,
     keeper: Keeper,
+    *,
     device: torch.device,
     force: bool,
 ) -> Finished:

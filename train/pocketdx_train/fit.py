@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,6 +26,10 @@ from pocketdx_train.unfinished import Begun, Unfinished
 __all__ = ["Finished", "Machine", "train"]
 
 
+def _nobody_listens(line: str) -> None:
+    """Take no notice of a line for people."""
+
+
 def train(
     path: Path,
     out: Path,
@@ -38,7 +42,7 @@ def train(
     tensorboard: bool = False,
     show_progress: bool = False,
     decoding: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = _nobody_listens,
 ) -> Finished | None:
     """Train, and write the run to `out`, which appears when it is whole; until then it is `out` + ".unfinished".
 
@@ -62,38 +66,37 @@ def train(
         TrainError: bad data, settings, weights or checkpoint; or `out` exists.
         OutputError: the run cannot be written.
     """
-    # What can be refused is refused before hours are spent on decoding.
-    machine = machine or Machine()
-    unfinished = Unfinished(out)
+    machine, unfinished = machine or Machine(), Unfinished(out)
     history = History(unfinished.history)
     keeper = Keeper(settings.monitor, settings.patience, last=unfinished.last, best=unfinished.best)
-    callbacks: list[Callback] = [history, keeper]
-    if settings.ema:
-        callbacks.append(MovingAverage(settings.ema, head_epochs=settings.first_epochs))
-    if show_progress:
-        callbacks.append(ProgressLine(sys.stderr, settings.all_epochs))
+    callbacks = [history, keeper, *_more_callbacks(settings, show_progress)]
     with loop.quiet():
+        # What can be refused is refused before hours are spent on decoding.
         trainer = loop.make_trainer(settings, machine, callbacks, folder=unfinished.folder, tensorboard=tensorboard)
-        if trainer.is_global_zero:
+        first = trainer.is_global_zero
+        if first:
             unfinished.check(resume=resume, force=force)
         source = open_source(path, patient_regex=settings.patient_regex)
         labels = classes(source)
         network = _network(settings, len(labels))
         prepared = prepare(source, labels, settings, cache=cache, progress=decoding)
+        for line in prepared.report.lines() if first else ():
+            say(line)
         begun = Begun.with_(settings, prepared, trainer.world_size)
-        first = trainer.is_global_zero
-        if first and say:
-            for line in prepared.report.lines():
-                say(line)
         with unfinished.opened(begun, prepared, resume=resume) if first else nullcontext():
             state = unfinished.last if resume and unfinished.last.is_file() else None
             loop.fit(trainer, network, prepared, settings, workers=machine.workers, state=state)
             if not first:
                 return None
             device = trainer.strategy.root_device
-            return finish(
-                network, prepared, settings, unfinished, history=history, keeper=keeper, device=device, force=force
-            )
+            return finish(network, prepared, settings, unfinished, history, keeper, device=device, force=force)
+
+
+def _more_callbacks(settings: TrainSettings, show_progress: bool) -> Iterator[Callback]:
+    if settings.ema:
+        yield MovingAverage(settings.ema, head_epochs=settings.first_epochs)
+    if show_progress:
+        yield ProgressLine(sys.stderr, settings.all_epochs)
 
 
 def _network(settings: TrainSettings, classes: int) -> Network:

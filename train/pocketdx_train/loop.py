@@ -203,10 +203,10 @@ def _training_loader(
     )
     return DataLoader(
         TrainingSet(prepared.data.pixels, positions, targets, augmentation(settings.augment), settings.seed),
-        batch_size=min(settings.batch_size, len(sampler)),
+        batch_size=settings.batch_size,
         sampler=sampler,
-        # A last batch of one picture would leave a batch norm without variance.
-        drop_last=True,
+        # A last batch of a few pictures would give batch norms poor statistics, one of one none at all.
+        drop_last=0 < len(sampler) % settings.batch_size < min(settings.batch_size / 4, len(sampler)),
         num_workers=workers,
         persistent_workers=workers > 0,
     )
