@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pocketdx_train.fit import Finished, train
 from pocketdx_train.metrics import format_table
 from pocketdx_train.run import Run
 from pocketdx_train.settings import TrainSettings
+from pocketdx_train.white_cells import CLASSES
 
 DATA, RUN, BUNDLE = "synthetic-smears", "run", "bundle"
 PER_CLASS = {"train": 320, "val": 40, "test": 60}
@@ -71,11 +73,11 @@ def run_demo(
     with folder_written_aside(out, overwrite=force, marker=BUNDLE) as aside:
         say("1. Generate: synthetic microscope fields of drawn blood cells (no patient's images)")
         synthetic.generate(aside / DATA, per_class=PER_CLASS, seed=seed)
-        say(f"   {sum(PER_CLASS.values()) * len(synthetic.CLASSES)} images, {len(synthetic.CLASSES)} classes")
+        say(f"   {sum(PER_CLASS.values()) * len(CLASSES)} images, {len(CLASSES)} classes")
 
         say(f"\n2. Train: {SETTINGS.architecture} from random weights, {SETTINGS.epochs} epochs")
         started = time.monotonic()
-        settings = SETTINGS if seed == SETTINGS.seed else TrainSettings(**{**SETTINGS.__dict__, "seed": seed})
+        settings = dataclasses.replace(SETTINGS, seed=seed)
         finished = train(
             aside / DATA, aside / RUN, settings, cache=aside / "cache", show_progress=show_progress, say=_indented(say)
         )
@@ -97,7 +99,7 @@ def run_demo(
 
         say("\n5. Use: the file alone, without PyTorch")
         model = Model(bundle.files[0][1])
-        pictures = [path for name in synthetic.CLASSES for path in sorted((aside / DATA / "test" / name).iterdir())[:2]]
+        pictures = [path for name in CLASSES for path in sorted((aside / DATA / "test" / name).iterdir())[:2]]
         for path, diagnosis in zip(pictures, model.diagnose(pictures), strict=True):
             say(f"   {path.parent.name:12} {path.name:28} -> {diagnosis.label} ({diagnosis.probability:.3f})")
         shutil.rmtree(aside / "cache")

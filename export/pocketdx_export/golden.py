@@ -46,7 +46,8 @@ def _picture(height: int, width: int, rng: np.random.Generator) -> NDArray[np.ui
     bars = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * (2 * np.pi / period)) > 0.3
     grain = rng.normal(0, 10, (height, width, 3))
     picture = clouds + bars[..., None] * rng.uniform(-90, 90, 3) + grain
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return whole
 
 
 def golden_archive(module: DeployModule, tolerances: Mapping[str, Mapping[str, float]]) -> bytes:
