@@ -122,7 +122,13 @@ def in_pytorch(run: Path) -> Callable[[NDArray[np.uint8]], object]:
 def report(outcomes: list[Outcome]) -> str:
     """The table, and the median over the photos in its last row."""
     others = [road for road in (PILLOW, TORCH) if road in outcomes[0].seconds]
-    head = ["photo", "MP", "MB", *(f"{road}, ms" for road in (OURS, *others)), *(f"x, {road}" for road in others)]
+    head = [
+        "photo",
+        "MP",
+        "MB",
+        *(f"{road}, ms" for road in (OURS, *others)),
+        *(f"{road} / PocketDx" for road in others),
+    ]
     head += ["max grey levels", "mean", "more than 1", "probability", "label"]
     rows = []
     for each in outcomes:

@@ -185,6 +185,7 @@ def test_people_get_the_data_the_figures_and_what_to_do_next(pocketdx: Command, 
     assert f"next: pocketdx export {tmp_path / 'run'} --out BUNDLE" in outcome.out
 
 
+@pytest.mark.slow
 def test_in_a_pipe_a_real_process_says_nothing_on_stderr(spawn: Spawn, pictures: Path, tmp_path: Path) -> None:
     training = spawn("train", pictures, "--out", tmp_path / "run", *QUICK, "--workers", 1, "--json")
     out, err = training.communicate(timeout=120)
