@@ -145,13 +145,18 @@ def test_the_full_decode_is_pillows_own(benchmark: Any) -> None:
     assert np.array_equal(benchmark("phone_photo").full_decode(file.getvalue(), 32), expected)
 
 
-def test_a_process_is_measured_with_its_time_and_its_memory(benchmark: Any) -> None:
-    module = benchmark("cold_start")
-    small = module.run([sys.executable, "-c", "import time; time.sleep(0.2)"])
-    large = module.run([sys.executable, "-c", "b'x' * 600_000_000"])
-    assert 0.2 < small.seconds < 20
-    assert 600 < large.megabytes < 700
-    assert small.megabytes < 600
+def test_a_process_is_measured_with_its_time_and_its_memory() -> None:
+    # From a small process, as the script is one: until it calls exec, a child counts its parent's memory as its own.
+    measuring = (
+        "import sys; from cold_start import run; "
+        "small = run([sys.executable, '-c', 'import time; time.sleep(0.2)']); "
+        "large = run([sys.executable, '-c', 'b\"x\" * 600_000_000']); "
+        "print(small.seconds, large.megabytes)"
+    )
+    done = subprocess.run([sys.executable, "-c", measuring], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    assert 0.2 < seconds < 20
+    assert 600 < megabytes < 700
 
 
 def test_a_process_that_fails_is_not_taken_for_a_fast_one(benchmark: Any) -> None:
