@@ -26,7 +26,9 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Turn a RUN of `pocketdx train` into a bundle of model files. Each is run before it counts as exported.
+    """Turn a RUN into a bundle of model files.
+
+    Each file is run on golden inputs before it counts as exported.
 
     \b
     pocketdx export run --out bundle
@@ -69,9 +71,10 @@ def parity(
     cache: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare every file of BUNDLE (or one MODEL file) with the full PyTorch model of a run, from image files on.
+    """Compare exported files with the full PyTorch model.
 
-    Exit status 1 when a tolerance is passed. In a bundle, the report is kept as parity.json.
+    Every file of BUNDLE, or one MODEL file, is compared with the network of a run, from image files on. Exit status 1
+    when a tolerance is passed. In a bundle, the report is kept as parity.json.
 
     \b
     pocketdx parity bundle --against run --data xrays
@@ -103,7 +106,10 @@ def parity(
 @click.option("--seed", default=0, show_default=True, help="Of the images and the training.")
 @click.option("--force", is_flag=True, help="Replace the demo that is there.")
 def demo(out: Path, seed: int, force: bool) -> None:
-    """Run the whole job on generated images, in a few minutes: train, export, verify, use."""
+    """Run the whole job on generated images.
+
+    Generate, train, export, verify, use; in a few minutes.
+    """
     from pocketdx_runtime.files import check_free
 
     check_free(out, overwrite=force)

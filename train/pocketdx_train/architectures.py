@@ -106,9 +106,6 @@ class Network(nn.Module):
 def initialise(network: Network, weights: str) -> None:
     """Start `network` from pretrained weights, all but the final layer, which stays random.
 
-    From nothing, only the batch norms are prepared: torchvision's MobileNetV3 follows the statistics at 1 % a step,
-    made for a million images; in a short training they would stay behind the weights, and every answer be the same.
-
     Args:
         network: changed in place.
         weights: "imagenet" (torchvision's own download), "none", or a .safetensors file with torchvision's names.
@@ -118,9 +115,6 @@ def initialise(network: Network, weights: str) -> None:
         CheckpointError: the file is missing, not safetensors, or of another architecture.
     """
     if weights == "none":
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.1
         return
     state = _torchvision_weights(network.architecture) if weights == "imagenet" else load_weights(Path(weights))
     last = ARCHITECTURES[network.architecture].last

@@ -16,6 +16,7 @@ from pocketdx_runtime.conform import to_plain
 from pocketdx_runtime.errors import printable
 from pocketdx_runtime.output import to_json
 from pocketdx_train.settings import (
+    ACCELERATORS,
     ARCHITECTURES,
     AUGMENTATIONS,
     BALANCING,
@@ -70,8 +71,8 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @_setting("patient_regex", "Finds the patient in a file name: 'person(\\d+)_'.")
 @_setting("seed", "Of everything random.")
 @_setting("precision", "Of the arithmetic in training.", type=click.Choice(PRECISIONS))
-@click.option("--accelerator", default="auto", show_default=True, help="auto, cpu, gpu or mps.")
-@click.option("--devices", default="auto", show_default=True, help="auto, or how many on each node.")
+@click.option("--accelerator", default="auto", show_default=True, type=click.Choice(ACCELERATORS), help="What on.")
+@click.option("--devices", default="auto", show_default=True, help="auto, how many on each node, or which: 0,1.")
 @click.option("--nodes", default=1, show_default=True, help="Machines that train together.")
 @click.option("--workers", default=0, show_default=True, help="Processes that augment; 0: the training process.")
 @click.option("--cache", type=_PATH, help="Folder of decoded images. [default: ~/.cache/pocketdx]")

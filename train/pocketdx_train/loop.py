@@ -24,7 +24,7 @@ from pocketdx_train.errors import TrainError
 from pocketdx_train.loading import EpochSampler, Item, PlainSet, TrainingSet, class_weights
 from pocketdx_train.module import Classifier
 from pocketdx_train.prepare import Prepared
-from pocketdx_train.settings import TrainSettings
+from pocketdx_train.settings import ACCELERATORS, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Machine:
     """What to train on, in Lightning's words.
 
     Attributes:
-        accelerator: "auto", "cpu", "gpu", "mps".
+        accelerator: one of `settings.ACCELERATORS`.
         devices: "auto", how many on each node, or which: "0,1".
         nodes: machines.
         workers: processes that augment pictures; 0 is none.
@@ -44,6 +44,8 @@ class Machine:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise TrainError(f"--accelerator {self.accelerator}: give one of {', '.join(ACCELERATORS)}")
         if self.nodes < 1:
             raise TrainError(f"--nodes {self.nodes}: give 1 or more")
         if self.workers < 0:

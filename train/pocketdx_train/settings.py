@@ -11,6 +11,7 @@ from pocketdx_train.errors import TrainError
 ARCHITECTURES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 AUGMENTATIONS = ("none", "light", "medical", "strong")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 FINETUNING = ("two-phase", "full", "frozen")
 BALANCING = ("weights", "sampling", "none")
 MONITORS = ("val_auc_shifted", "val_auc")
