@@ -64,9 +64,17 @@ def test_the_curves_show_both_losses_both_aucs_and_the_best_epoch(
     texts = drawn_texts(monkeypatch)
     save_curves(HISTORY, tmp_path / "curves.png", title="V3-small on chest-xray")
     assert {"training", "validation", "validation, shifted", "epoch", "V3-small on chest-xray"} <= set(texts)
-    assert "AUC: best on validation 0.9400, epoch 5" in texts
+    assert "AUC: best epoch 5, on validation 0.9400" in texts
     assert "learning rate, up to 0.008" in texts
     assert colours(tmp_path / "curves.png") > 50
+
+
+def test_the_epoch_that_was_kept_is_marked_even_if_another_had_a_better_auc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = drawn_texts(monkeypatch)
+    save_curves([{"epoch": 1, "val_auc": 0.7}, {"epoch": 2, "val_auc": 0.9}], tmp_path / "curves.png", kept=1)
+    assert "AUC: kept epoch 1, on validation 0.7000" in texts
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def finish(
     with folder_written_aside(unfinished.out, overwrite=force, marker=RUN_FILE) as aside:
         _write_weights(network.cpu(), aside / WEIGHTS_FILE)
         _write_predictions(aside / "test_predictions.csv", test, prepared.labels)
-        _draw(aside, history, test, prepared.labels)
+        _draw(aside, history, keeper.best_epoch, test, prepared.labels)
         _take_along(unfinished, aside)
         write_json(aside / "test_metrics.json", test.evaluation.to_dict())
         record = RunRecord(
@@ -119,8 +119,8 @@ def _write_predictions(path: Path, predictions: Predictions, labels: tuple[str, 
             writer.writerow([name, labels[int(truth)], labels[int(row.argmax())], *(f"{p:.6f}" for p in row)])
 
 
-def _draw(folder: Path, history: History, test: Predictions, labels: tuple[str, ...]) -> None:
-    plots.save_curves(history.epochs, folder / "curves.png")
+def _draw(folder: Path, history: History, kept: int, test: Predictions, labels: tuple[str, ...]) -> None:
+    plots.save_curves(history.epochs, folder / "curves.png", kept=kept)
     plots.save_confusion(test.evaluation, folder / "confusion.png")
     plots.save_roc(test.truth, test.probabilities, labels, folder / "roc.png")
 

@@ -48,14 +48,17 @@ _LOOK: Any = {
 }
 
 
-def save_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str = "Training") -> None:
-    """Draw loss and AUC by epoch as a PNG, the epoch with the best validation AUC marked.
+def save_curves(
+    history: Sequence[Mapping[str, float]], path: Path, *, kept: int | None = None, title: str = "Training"
+) -> None:
+    """Draw loss and AUC by epoch as a PNG, one epoch marked.
 
     Args:
         history: one mapping per epoch, any of ``epoch`` (default: 1, 2, ...), ``train_loss``, ``val_loss``,
             ``train_auc``, ``val_auc``, ``val_auc_shifted``, ``lr``. Missing and NaN values leave gaps, other
             keys are ignored.
         path: PNG to write; its folder exists.
+        kept: number of the epoch to mark, whose weights were kept; None: that with the best validation AUC.
         title: what was trained on what.
 
     Raises:
@@ -71,7 +74,7 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
         _draw_rate(loss_axes, epochs, _column(history, "lr"))
         _draw_series(loss_axes, epochs, history, _LOSSES, "loss")
         _draw_series(auc_axes, epochs, history, _AUCS, "AUC")
-        _mark_best(auc_axes, epochs, _column(history, "val_auc"))
+        _mark(auc_axes, epochs, _column(history, "val_auc"), kept)
         figure.suptitle(_shown(title), x=0.012, ha="left", fontsize=12.5, fontweight="bold")
         _save(figure, path)
 
@@ -262,11 +265,13 @@ def _draw_rate(axes: Axes, epochs: Floats, rate: Floats) -> None:
         axes.patch.set_visible(False)
 
 
-def _mark_best(axes: Axes, epochs: Floats, values: Floats) -> None:
-    if np.isfinite(values).any():
-        best = int(np.nanargmax(values))
-        axes.axvline(epochs[best], color=_GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-        axes.set_title(f"AUC: best on validation {values[best]:.4f}, epoch {epochs[best]:g}")
+def _mark(axes: Axes, epochs: Floats, values: Floats, kept: int | None) -> None:
+    if not np.isfinite(values).any():
+        return
+    chosen = int(np.nanargmax(values)) if kept is None else int(np.flatnonzero(epochs == kept)[0])
+    axes.axvline(epochs[chosen], color=_GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
+    what = "best" if kept is None else "kept"
+    axes.set_title(f"AUC: {what} epoch {epochs[chosen]:g}, on validation {values[chosen]:.4f}")
 
 
 def _write_cells(axes: Axes, counts: Floats, share: Floats, size: float) -> None:
