@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
+from safetensors.torch import load_file, save_file
 
 from pocketdx_export.bundle import Bundle
 from pocketdx_export.commands import parity
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity import Report, compare_file
 from pocketdx_export.parity.probe import first_convolution_input
+from pocketdx_export.parity.tolerances import logit_scale
 from pocketdx_runtime.manifest import MANIFEST_KEY, Manifest
 from pocketdx_train.evaluation import ChosenSet, choose_set
-from pocketdx_train.run import Run
+from pocketdx_train.run import RUN_FILE, WEIGHTS_FILE, Run, digest, write_json
 
 Breaking = Callable[[onnx.ModelProto], None]
 
@@ -212,6 +215,19 @@ def test_a_file_of_other_classes_cannot_be_compared(
         compare_file(bundle.files[0][1], other, chosen)
 
 
+def test_a_run_of_another_input_size_cannot_be_compared(bundle: Bundle, run: Run, chosen: ChosenSet) -> None:
+    larger = dataclasses.replace(run.record.preprocessing, size=96)
+    other = dataclasses.replace(run, record=dataclasses.replace(run.record, preprocessing=larger))
+    with pytest.raises(ParityError, match=r"64 pixels a side.*has 96.*--against"):
+        compare_file(bundle.files[0][1], other, chosen)
+
+
+def test_limits_of_logits_grow_with_logits_beyond_ten() -> None:
+    assert logit_scale(np.array([9.0, -3.0], np.float32)) == 1.0
+    assert logit_scale(np.array([40.0, -250.0], np.float32)) == 25.0
+    assert logit_scale(np.array([np.nan, 400.0], np.float32)) == 1.0
+
+
 def test_the_probe_finds_the_tensor_before_the_first_convolution(bundle: Bundle) -> None:
     graph = onnx.load(bundle.files[0][1]).graph
     assert first_convolution_input(graph, "model") == node_of(onnx.load(bundle.files[0][1]), "Conv").input[0]
@@ -236,6 +252,20 @@ class TestCommand:
         assert kept["passed"] is True
         assert kept["files"][0]["facts"]["pictures"][0].startswith("test/blobs/")
         Bundle.open(bundle.folder)  # its sums hold the report too
+
+    def test_a_comparison_with_another_run_does_not_replace_the_bundles_report(
+        self, bundle: Bundle, run: Run, pictures: Path, cache: Path, tmp_path: Path
+    ) -> None:
+        arguments = self.arguments(bundle.folder, run, pictures, cache)
+        assert CliRunner().invoke(parity, arguments).exit_code == 0
+        before = (bundle.folder / "parity.json").read_bytes()
+        other = Path(shutil.copytree(run.folder, tmp_path / "other"))
+        weights = {name: value * 1.5 for name, value in load_file(other / WEIGHTS_FILE).items()}
+        save_file(weights, other / WEIGHTS_FILE)
+        write_json(other / RUN_FILE, dataclasses.replace(run.record, weights_digest=digest(other / WEIGHTS_FILE)))
+        arguments[arguments.index(str(run.folder))] = str(other)
+        assert CliRunner().invoke(parity, arguments).exit_code == 1
+        assert (bundle.folder / "parity.json").read_bytes() == before
 
     def test_exits_with_1_and_names_the_failed_check_for_a_broken_file(
         self, bundle: Bundle, run: Run, pictures: Path, cache: Path, tmp_path: Path

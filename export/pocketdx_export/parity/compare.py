@@ -24,12 +24,12 @@ from PIL import Image
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity.probe import InputProbe
 from pocketdx_export.parity.report import Check, Report
-from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances
+from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, logit_scale
 from pocketdx_runtime import image
 from pocketdx_runtime.machine import describe_machine
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_runtime.model import Model
-from pocketdx_train.architectures import Network
+from pocketdx_train.architectures import ARCHITECTURES, Network
 from pocketdx_train.cache import training_pixels
 from pocketdx_train.evaluation import ChosenSet, softmax
 from pocketdx_train.metrics import evaluate
@@ -101,7 +101,7 @@ class _Sides:
         for row, name in enumerate(names):
             road.pixel_max[name] = float(apart[row].max())
             road.pixel_mean[name] = float(apart[row].mean())
-            errors = np.abs(outputs["logits"][row] - logits[row].numpy())
+            errors = np.abs(outputs["logits"][row] - logits[row].numpy()) / logit_scale(logits[row].numpy())
             road.logits_error[name] = float(errors.max())
             road.logits_mean.append(float(errors.mean()))
             road.probabilities_error[name] = float(np.abs(outputs["probabilities"][row] - probabilities[row]).max())
@@ -148,11 +148,17 @@ def compare_file(
     missing = [name for name in _OUTPUTS if name not in manifest.outputs]
     if missing:
         raise ParityError(f"{path}: has no output {', '.join(missing)}; export it again with `pocketdx export`")
-    if len(manifest.labels) != len(run.record.labels):
-        raise ParityError(
-            f"{path}: has {len(manifest.labels)} classes, {run.folder} has {len(run.record.labels)}; "
-            "name the run that it was exported from with --against"
-        )
+    embedding_size = ARCHITECTURES[run.record.settings.architecture].embedding_size
+    for what, ours, theirs in (
+        ("classes", len(manifest.labels), len(run.record.labels)),
+        ("pixels a side", manifest.preprocessing.size, run.record.preprocessing.size),
+        ("values in the embedding", manifest.embedding_size, embedding_size),
+    ):
+        if ours != theirs:
+            raise ParityError(
+                f"{path}: has {ours} {what}, {run.folder} has {theirs}; "
+                "name the run that it was exported from with --against"
+            )
     positions = _drawn(chosen.positions, limit, seed)
     network = run.network()
     sides = _Sides(network, run.record.temperature, model, InputProbe(path, threads=model.threads))
@@ -304,7 +310,7 @@ def _decision_checks(
     agreement = float((ours.argmax(1) == reference.argmax(1)).mean())
     names = list(road.pixel_max)
     flipped = [names[i] for i in np.flatnonzero(ours.argmax(1) != reference.argmax(1))]
-    end_to_end = float(np.abs(ours - reference).max())
+    end_to_end = float(np.abs(ours - reference).max()) / logit_scale(reference)
     checks = [
         Check("decisions", road.name, "top-1 agreement", agreement, limits.agreement_min, True, ", ".join(flipped[:3])),
     ]

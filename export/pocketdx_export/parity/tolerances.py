@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Tolerances:
         pixel_mean: grey levels, over a picture. A wrong filter, crop or half-pixel shift shows here first.
         scaled_max, scaled_mean: the same where the runtime decodes a large JPEG at a reduced scale: 0.1 to 0.2 levels
             on average for photographs, up to 0.45 on average and 11 at single pixels for sharp texture.
-        logits_max, logits_mean: absolute difference, both sides fed the same pixels.
+        logits_max, logits_mean: absolute difference, both sides fed the same pixels; divided by `logit_scale`.
         probabilities_max: absolute difference, both sides fed the same pixels.
         cosine_min: of the two embeddings of one picture.
         length_max: how far an embedding's length may be from 1.
@@ -36,6 +40,14 @@ class Tolerances:
     length_max: float
     agreement_min: float
     auc_max: float
+
+
+def logit_scale(logits: NDArray[np.floating[Any]]) -> float:
+    """By how much differences of these logits may be larger: 1 up to 10, then in proportion to the largest.
+
+    float32 has seven digits, so a network whose logits are in the hundreds cannot repeat them to 1e-4.
+    """
+    return max(1.0, float(np.abs(logits).max()) / 10.0) if np.isfinite(logits).all() else 1.0
 
 
 @dataclass(frozen=True)
