@@ -323,7 +323,7 @@ def test_run_lengths_that_unpack_beyond_the_picture_are_not_unpacked() -> None:
     data = dicom(encapsulate([frame]), syntax=RLELossless, shape=(16, 16))
     started = time.perf_counter()
     assert refusal(data).reason is ImageReason.CORRUPT
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
 
 
 def test_a_lossless_jpeg_that_no_installed_package_reads_is_refused() -> None:

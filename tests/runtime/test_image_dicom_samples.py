@@ -74,7 +74,7 @@ def test_a_deflated_object_is_not_inflated() -> None:
     with pytest.raises(ImageError) as caught:
         decode(SAMPLES / "image_dfl.dcm")
     assert caught.value.reason is ImageReason.UNSUPPORTED
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm"])

