@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pocketdx_runtime.manifest import Manifest
 from pocketdx_runtime.model import Model
 from pocketdx_runtime.selftest import run_selftest
 from pocketdx_train.run import Run
+from pocketdx_train.run import digest as file_digest
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
@@ -151,7 +151,7 @@ def _checked(path: Path, golden: Path) -> float:
 def sums(folder: Path) -> str:
     """`sha256sum`'s listing of all files in `folder` but the listing itself."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS_FILE)
-    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+    return "".join(f"{file_digest(path)}  {path.name}\n" for path in files)
 
 
 def add_file(folder: Path, name: str, content: str) -> None:
@@ -175,5 +175,5 @@ def check_sums(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise ExportError(f"{path}: missing; copy the bundle again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if file_digest(path) != digest:
             raise ExportError(f"{path}: has changed since it was exported (SHA-256 differs); copy the bundle again")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocketdx_runtime.image_files import IMAGE_SUFFIXES
 from pocketdx_train.archive import open_archive
 from pocketdx_train.errors import DataError
 from pocketdx_train.records import SPLITS, Files, Picture, Record, Source
@@ -24,10 +25,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
-    | {".heic", ".heif", ".dcm", ".dicom"}
-)
 
 
 def open_source(path: Path, *, patient_regex: str | None = None) -> Source:
