@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
+import numpy as np
 
+from pocketdx_export import formats
+from pocketdx_export.backends import backends_for
 from pocketdx_export.card import model_card
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import golden_archive
-from pocketdx_export.graph import to_onnx
+from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
 from pocketdx_export.targets import TARGETS, Target
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.files import folder_written_aside, write_atomically
 from pocketdx_runtime.manifest import Manifest
-from pocketdx_runtime.model import Model
-from pocketdx_runtime.selftest import run_selftest
+from pocketdx_runtime.selftest import check_outputs, read_golden
 from pocketdx_train.run import Run
 from pocketdx_train.run import digest as file_digest
 
@@ -40,11 +42,13 @@ class Bundle:
         folder: where it is.
         manifest: of the model, as its fp32 file has it.
         files: the model files, by target.
+        failed: why a target that was asked for is not there, by its name.
     """
 
     folder: Path
     manifest: Manifest
     files: tuple[tuple[Target, Path], ...]
+    failed: Mapping[str, str]
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
@@ -60,11 +64,12 @@ class Bundle:
             content = json.loads(path.read_text("utf-8"))
             by_name = {target.name: target for target in TARGETS}
             files = tuple((by_name[each["target"]], folder / each["file"]) for each in content["files"])
+            failed = {str(each["target"]): str(each["reason"]) for each in content.get("failed", ())}
             manifest = Manifest.from_json(json.dumps(content["model"]), str(path))
         except (ValueError, KeyError, TypeError) as problem:
             raise ExportError(f"{path}: damaged ({problem}); export the run again") from problem
         check_sums(folder)
-        return cls(folder, manifest, files)
+        return cls(folder, manifest, files, failed)
 
 
 def export_run(
@@ -73,40 +78,68 @@ def export_run(
     targets: tuple[Target, ...],
     *,
     name: str | None = None,
+    data: Path | None = None,
+    cache: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `run` into the new folder `out`; each file is opened and answers the golden inputs first.
+
+    A target that fails leaves the others as they are; the bundle names it and the reason.
 
     Args:
         run: trained.
         out: the bundle's folder.
         targets: what to write.
         name: of the model; the run's folder's name without it.
+        data: the run's labelled images, for precisions that are calibrated.
+        cache: folder of decoded images; None is the default one.
         force: replace a bundle that is there.
         say: called with a line for people after each file.
 
     Raises:
-        ExportError: a file cannot be made, or does not run, or does not answer as the network does.
+        ExportError: not one file can be made that runs and answers as the network does.
         OutputError: `out` exists, or cannot be written.
     """
     manifest = manifest_of(run, name or run.folder.resolve().name)
     with folder_written_aside(out, overwrite=force, marker=MANIFEST_FILE) as aside:
         module = DeployModule(run.network(), run.record.temperature).eval()
-        golden = aside / GOLDEN_FILE
-        golden.write_bytes(golden_archive(module, TOLERANCES.golden()))
-        written = []
+        material = Material(run, module, manifest, data, cache, say)
+        (aside / GOLDEN_FILE).write_bytes(golden_archive(module, TOLERANCES.golden()))
+        written, failed = [], []
         for target in targets:
             path = aside / target.file_name()
-            path.write_bytes(_content(target, module, manifest))
-            worst = _checked(path, golden)
-            written.append({"target": target.name, "file": path.name, "bytes": path.stat().st_size})
-            say(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB; self-test passed, logits within {worst:.1e}")
-        content = {"model": manifest.to_dict(), "files": written}
+            try:
+                formats.write(target, material, path)
+                worst = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
+            except PocketDxError as problem:
+                _remove(path)
+                failed.append({"target": target.name, "reason": str(problem)})
+                say(f"{target.name}: FAILED: {problem}")
+                continue
+            written.append({"target": target.name, "file": path.name, "bytes": size_of(path)})
+            say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; self-test passed, logits within {worst:.1e}")
+        if not written:
+            raise ExportError("; ".join(each["reason"] for each in failed) or "no target to export")
+        content = {"model": manifest.to_dict(), "files": written, "failed": failed}
         (aside / MANIFEST_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (aside / CARD_FILE).write_text(model_card(manifest, run), "utf-8")
         (aside / SUMS_FILE).write_text(sums(aside), "utf-8")
     return Bundle.open(out)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a model file, or of all files in it where the format is a folder."""
+    return (
+        sum(each.stat().st_size for each in path.rglob("*") if each.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def manifest_of(run: Run, name: str) -> Manifest:
@@ -129,29 +162,36 @@ def manifest_of(run: Run, name: str) -> Manifest:
     )
 
 
-def _content(target: Target, module: DeployModule, manifest: Manifest) -> bytes:
-    content: bytes = to_onnx(module, manifest).SerializeToString(deterministic=True)
-    if len(content) > onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExportError(f"{target.name}: over 2 GB, more than one ONNX file can hold")
-    return content
+def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> float:
+    """Open and run a file on the golden inputs, on the first backend that runs its format.
 
+    Returns:
+        The largest difference in logits.
 
-def _checked(path: Path, golden: Path) -> float:
-    """The largest difference in logits on the golden inputs."""
+    Raises:
+        ExportError: it does not run here, or its answers differ from PyTorch's.
+    """
+    values = read_golden(golden)
+    (backend, *_) = backends_for(target.format)
+    own = (manifest.preprocessing.size, manifest.preprocessing.size, 3)
+    used = [row for row, image in enumerate(values.images) if backend.resizes or image.shape == own]
     try:
-        result = run_selftest(Model(path), golden)
+        with backend.opened(path, manifest) as run:
+            answers = run([values.images[row] for row in used])
     except PocketDxError as problem:
         raise ExportError(f"{path.name}: written, but does not run here ({problem})") from problem
-    if not result:
-        differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in result.checks)
+    expected = {name: array[np.array(used)] for name, array in values.outputs.items() if name in answers}
+    checks = check_outputs(expected, answers, values.tolerances[manifest.precision], (golden.name, path.name))
+    if not checks or not all(checks):
+        differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in checks)
         raise ExportError(f"{path.name}: answers differ from PyTorch's on the golden inputs ({differences})")
-    return next(each.max_difference for each in result.checks if each.output == "logits")
+    return next(each.max_difference for each in checks if each.output == "logits")
 
 
 def sums(folder: Path) -> str:
     """`sha256sum`'s listing of all files in `folder` but the listing itself."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS_FILE)
-    return "".join(f"{file_digest(path)}  {path.name}\n" for path in files)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS_FILE)
+    return "".join(f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
 def add_file(folder: Path, name: str, content: str) -> None:

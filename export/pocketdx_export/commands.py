@@ -14,6 +14,8 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
 @click.option("--format", "formats", multiple=True, help="Only this format; may be repeated. [default: all]")
 @click.option("--precision", "precisions", multiple=True, help="Only this precision; may be repeated. [default: all]")
+@click.option("--data", type=click.Path(path_type=Path), help="The run's labelled images; int8 is calibrated on them.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--name", help="Of the model, for people. [default: the run's folder]")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -22,6 +24,8 @@ def export(
     out: Path,
     formats: tuple[str, ...],
     precisions: tuple[str, ...],
+    data: Path | None,
+    cache: Path | None,
     name: str | None,
     force: bool,
     as_json: bool,
@@ -43,13 +47,24 @@ def export(
     from pocketdx_train.run import Run
 
     bundle = export_run(
-        Run.open(run), out, targets, name=name, force=force, say=lambda line: click.echo(line, err=as_json)
+        Run.open(run),
+        out,
+        targets,
+        name=name,
+        data=data,
+        cache=cache,
+        force=force,
+        say=lambda line: click.echo(line, err=as_json),
     )
     if as_json:
         files = {target.name: str(path) for target, path in bundle.files}
-        click.echo(json.dumps({"bundle": str(out), "files": files, "model": bundle.manifest.to_dict()}, indent=2))
+        about = {"bundle": str(out), "files": files, "failed": bundle.failed, "model": bundle.manifest.to_dict()}
+        click.echo(json.dumps(about, indent=2))
     else:
         click.echo(f"\nThe bundle is in {out}; next: pocketdx parity {out} --against {run} --data DATA")
+    if bundle.failed:
+        click.echo(f"error: not exported: {', '.join(bundle.failed)}; the reasons are in {out}/manifest.json", err=True)
+        sys.exit(2)
 
 
 @click.command()

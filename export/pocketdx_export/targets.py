@@ -1,8 +1,13 @@
-"""The table of formats: what can be written, how the file is called, what it takes, where it runs."""
+"""The table of targets: what can be written, how the file is called, what it takes, where it runs, what runs it.
+
+It drives export, parity, bench, the loaders and the docs. How a format is written stands in
+`pocketdx_export.formats.<format>`; what runs it, in `pocketdx_export.backends`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from pocketdx_export.errors import ExportError
 
@@ -13,10 +18,13 @@ class Target:
 
     Attributes:
         name: of the target, on the command line and in reports.
-        format: "onnx", ...
+        format: "onnx", ...; also the module of `pocketdx_export.formats` that writes it.
         precision: "fp32", ...
         suffix: end of the file's name.
         runs_on: for people.
+        needs: modules that writing it imports, beyond the extra `export`.
+        install: what brings them, for the message when they are missing.
+        needs_data: whether labelled images are needed to write it.
     """
 
     name: str
@@ -24,10 +32,17 @@ class Target:
     precision: str
     suffix: str
     runs_on: str
+    needs: tuple[str, ...] = ()
+    install: str = ""
+    needs_data: bool = False
 
     def file_name(self, stem: str = "model") -> str:
         """Name of the file in a bundle."""
         return f"{stem}.{self.suffix}"
+
+    def missing(self) -> str | None:
+        """The first module in `needs` that is not installed."""
+        return next((module for module in self.needs if find_spec(module) is None), None)
 
 
 TARGETS: tuple[Target, ...] = (
@@ -36,10 +51,10 @@ TARGETS: tuple[Target, ...] = (
 
 
 def choose_targets(formats: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[Target, ...]:
-    """The targets of the given formats and precisions; none given stands for all.
+    """The targets of the given formats and precisions; none given stands for all whose packages are installed.
 
     Raises:
-        ExportError: no target fits.
+        ExportError: no target fits, or a format was named whose packages are not installed.
     """
     chosen = tuple(
         target
@@ -49,4 +64,9 @@ def choose_targets(formats: tuple[str, ...], precisions: tuple[str, ...]) -> tup
     if not chosen:
         known = ", ".join(f"--format {target.format} --precision {target.precision}" for target in TARGETS)
         raise ExportError(f"no such target; choose from: {known}")
+    if not formats:
+        return tuple(target for target in chosen if target.missing() is None)
+    for target in chosen:
+        if module := target.missing():
+            raise ExportError(f"--format {target.format} needs {module}: {target.install}")
     return chosen

@@ -110,26 +110,46 @@ def run_selftest(model: Model, golden: Path) -> SelfTest:
         raise ModelError(f"{shown}: no tolerance for {', '.join(missing)} in {manifest.precision}; {_REMEDY}")
 
     answers = [model.run(image[np.newaxis], names) for image in values.images]
-    checks = []
-    for name in names:
-        found = np.concatenate([answer[name] for answer in answers])
-        expected = values.outputs[name]
-        if found.shape != expected.shape:
-            raise ModelError(
-                f"{shown}: {name} is {list(expected.shape)}, {model.name} gives {list(found.shape)}: "
-                "it belongs to another model; give the golden.npz of this model's bundle"
-            )
-        difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
-        checks.append(OutputCheck(name, float(difference), tolerances[name]))
+    found = {name: np.concatenate([answer[name] for answer in answers]) for name in names}
+    checks = check_outputs({name: values.outputs[name] for name in names}, found, tolerances, (shown, model.name))
     return SelfTest(
         model=model.name,
         digest=model.digest,
         precision=manifest.precision,
         images=len(values.images),
-        checks=tuple(checks),
+        checks=checks,
         untested=tuple(each for each in manifest.outputs if each not in names),
         machine=describe_machine(),
     )
+
+
+def check_outputs(
+    expected: Mapping[str, NDArray[np.float32]],
+    found: Mapping[str, NDArray[np.float32]],
+    tolerances: Mapping[str, float],
+    source: tuple[str, str],
+) -> tuple[OutputCheck, ...]:
+    """Compare answers with golden ones.
+
+    Args:
+        expected: by output, float32 [K, ...].
+        found: the same outputs, and maybe more.
+        tolerances: by output, the largest absolute difference.
+        source: the golden file's and the model's name, for messages.
+
+    Raises:
+        ModelError: the answers are of another shape: the golden values belong to another model.
+    """
+    checks = []
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
+            raise ModelError(
+                f"{source[0]}: {name} is {list(wanted.shape)}, {source[1]} gives {list(found[name].shape)}: "
+                "it belongs to another model; give the golden.npz of this model's bundle"
+            )
+        difference = np.abs(found[name].astype(np.float64) - wanted.astype(np.float64)).max()
+        checks.append(OutputCheck(name, float(difference), tolerances[name]))
+    return tuple(checks)
 
 
 _REMEDY = "export the bundle again with `pocketdx export`"

@@ -1,0 +1,109 @@
+"""The table of backends: what runs an exported file, here or on another device, and how to get it.
+
+A backend is opened on a file and gives a runner. A runner takes pictures and gives every output of the file for each;
+so parity, bench and the check after export ask all devices in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketdx_export.errors import ExportError
+from pocketdx_runtime.manifest import Manifest
+
+Pixels = NDArray[np.uint8]
+Outputs = dict[str, NDArray[np.float32]]
+
+
+class Runner(Protocol):
+    """An opened file, ready to run."""
+
+    def __call__(self, pictures: Sequence[Pixels]) -> Outputs:
+        """Every output of the file by name, float32 [N, ...], for N pictures uint8 [H, W, 3], RGB.
+
+        Pictures may be of any size where the backend `resizes`, else they are of the network's own.
+
+        Raises:
+            BackendError: the device failed.
+        """
+
+
+class BackendError(ExportError):
+    """A backend that is not there, or that cannot open or run a file."""
+
+
+class Home(Protocol):
+    """What a backend's module has."""
+
+    def absent(self, **options: Any) -> str | None:
+        """Why the backend cannot be used on this machine, with the remedy; None when it can."""
+
+    def opened(self, path: Path, manifest: Manifest, **options: Any) -> AbstractContextManager[Runner]:
+        """Open a file; the runner is usable until the context ends. Raises BackendError."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run files.
+
+    Attributes:
+        name: on the command line and in reports.
+        formats: of `targets.TARGETS` that it runs.
+        module: of this package, with `absent` and `opened` (see `Home`).
+        shown: for people.
+        resizes: whether its files take pictures of any size and resize them in the graph.
+        most: images that it is asked for at most, where it is slow; None is no limit.
+        options: given to the module's functions.
+    """
+
+    name: str
+    formats: tuple[str, ...]
+    module: str
+    shown: str
+    resizes: bool = True
+    most: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def absent(self) -> str | None:
+        """Why it cannot be used here, with the remedy; None when it can."""
+        return self._home().absent(**self.options)
+
+    @contextmanager
+    def opened(self, path: Path, manifest: Manifest) -> Iterator[Runner]:
+        """Open the file at `path`, whose manifest is `manifest`.
+
+        Raises:
+            BackendError: the backend is not there, or cannot open the file.
+        """
+        if why := self.absent():
+            raise BackendError(f"{self.name}: {why}")
+        with self._home().opened(path, manifest, **self.options) as runner:
+            yield runner
+
+    def _home(self) -> Home:
+        return cast("Home", import_module(f"{__name__}.{self.module}"))
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("onnxruntime", ("onnx",), "native", "onnxruntime on this machine"),
+    Backend(
+        "onnxruntime-plain",
+        ("onnx",),
+        "native",
+        "onnxruntime on this machine, graph optimizations off: integers computed in float",
+        options={"optimize": False},
+    ),
+)
+
+
+def backends_for(file_format: str) -> tuple[Backend, ...]:
+    """The backends that run files of this format; the first is the one that checks a file after export."""
+    return tuple(backend for backend in BACKENDS if file_format in backend.formats)

@@ -1,0 +1,30 @@
+"""ONNX: the model file itself, in each precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx import ModelProto
+from onnx.checker import MAXIMUM_PROTOBUF
+
+from pocketdx_export.errors import ExportError
+from pocketdx_export.material import Material
+from pocketdx_export.targets import Target
+
+
+def write(target: Target, material: Material, path: Path) -> None:
+    """Write one self-contained `.onnx` file.
+
+    Raises:
+        ExportError: the graph cannot be made, or is too large for one file.
+    """
+    content: bytes = _graph(target, material).SerializeToString(deterministic=True)
+    if len(content) > MAXIMUM_PROTOBUF:
+        raise ExportError(f"{target.name}: over 2 GB, more than one ONNX file can hold")
+    path.write_bytes(content)
+
+
+def _graph(target: Target, material: Material) -> ModelProto:
+    if target.precision == "fp32":
+        return material.fp32_graph
+    raise ExportError(f"{target.name}: no such precision")
