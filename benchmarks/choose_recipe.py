@@ -44,7 +44,6 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
     "one training": {"soup": 1},
     "slower": {"lr": 3e-4},
-    "wider": {"augment": "wide"},
     "milder": {"augment": "medical"},
 }
 """Changes to the recipe of chest_xray.py."""

@@ -9,7 +9,7 @@ from pocketdx_train.errors import TrainError
 
 # Named here as well as in architectures.py and augment.py, which need torch: `pocketdx --help` must not.
 ARCHITECTURES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
-AUGMENTATIONS = ("none", "light", "medical", "strong", "wide")
+AUGMENTATIONS = ("none", "light", "medical", "strong")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 FINETUNING = ("two-phase", "full", "frozen")
