@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketdx_export.backends import Backend, BackendError, Runner
+from pocketdx_export.backends import Backend, BackendError, Runner, UnsupportedError
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity.files import ModelFile, check_comparable
 from pocketdx_export.parity.levels import Road
@@ -103,6 +103,8 @@ class Comparison:
         started = time.monotonic()
         try:
             roads, notes = self._roads(file, backend)
+        except UnsupportedError as problem:
+            return replace(cell, not_run=str(problem), facts=file.facts())
         except BackendError as problem:
             return replace(cell, error=str(problem), facts=file.facts())
         compared = self._judged(cell, file, limits, roads)
@@ -132,7 +134,7 @@ class Comparison:
                 "limit": self.limit,
                 "margin": self.clinic.margin,
                 "require_noninferiority": self.clinic.require,
-                "tolerances": {name: each for name, each in self.table.by_precision.items()},
+                "tolerances": dict(self.table.by_precision),
                 "labels": list(self.run.record.labels),
                 "software": {"torch": torch.__version__, **machine.software},
                 "machine": machine,
