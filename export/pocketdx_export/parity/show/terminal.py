@@ -124,7 +124,7 @@ def _clinic(cells: Sequence[Cell]) -> str:
 
 def _clinical_table(cell: Cell) -> str:
     margin = cell.clinic[0].margin
-    rows = [("figure", "n", "model", "file", "difference, 95 %", "p", f"within {margin:g}")]
+    rows: list[tuple[str, ...]] = [("figure", "n", "model", "file", "difference, 95 %", "p", f"within {margin:g}")]
     rows += [_clinical_row(figure) for figure in cell.clinic]
     tests = sorted({figure.test for figure in cell.clinic})
     return "\n".join([f"clinic: {cell.file} on {cell.backend}; {'; '.join(tests)}", columns(rows)])
