@@ -47,11 +47,18 @@ class Target:
 
 TARGETS: tuple[Target, ...] = (
     Target("onnx-fp32", "onnx", "fp32", "fp32.onnx", "onnxruntime: servers, Android, iOS, Windows, browsers"),
+    Target("onnx-fp16", "onnx", "fp16", "fp16.onnx", "the same; half the size, computes in float32"),
+    Target("onnx-w8", "onnx", "w8", "w8.onnx", "the same; about a quarter of the size, computes in float32"),
+    Target("onnx-int8", "onnx", "int8", "int8.onnx", "the same; computes in 8 bits where it helps", needs_data=True),
 )
 
 
-def choose_targets(formats: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[Target, ...]:
-    """The targets of the given formats and precisions; none given stands for all whose packages are installed.
+def choose_targets(
+    formats: tuple[str, ...], precisions: tuple[str, ...], *, has_data: bool = True
+) -> tuple[Target, ...]:
+    """The targets of the given formats and precisions; none given stands for all that can be made.
+
+    Those whose packages are not installed, and without images those that need them, are then left out.
 
     Raises:
         ExportError: no target fits, or a format was named whose packages are not installed.
@@ -64,6 +71,8 @@ def choose_targets(formats: tuple[str, ...], precisions: tuple[str, ...]) -> tup
     if not chosen:
         known = ", ".join(f"--format {target.format} --precision {target.precision}" for target in TARGETS)
         raise ExportError(f"no such target; choose from: {known}")
+    if not has_data and not precisions:
+        chosen = tuple(target for target in chosen if not target.needs_data)
     if not formats:
         return tuple(target for target in chosen if target.missing() is None)
     for target in chosen:
