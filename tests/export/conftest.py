@@ -6,17 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from lively import lively_network
 from pocketdx_export.bundle import Bundle, export_run
-from pocketdx_export.golden import golden_pictures
 from pocketdx_export.targets import choose_targets
-from pocketdx_runtime.image import resize
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
-from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD, Network
+from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD
 from pocketdx_train.prepare import prepare
 from pocketdx_train.run import DATA_FILE, RUN_FILE, WEIGHTS_FILE, Run, RunRecord, digest, write_json
 from pocketdx_train.settings import TrainSettings
@@ -91,25 +88,6 @@ def run(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     write_json(folder / DATA_FILE, {"report": prepared.report, "splits": splits})
     write_json(folder / RUN_FILE, record)
     return Run.open(folder)
-
-
-def lively_network(architecture: str, preprocessing: Preprocessing, pixels: NDArray[np.uint8]) -> Network:
-    """Random weights, but batch norms that know the data, and logits of a trained network's spread."""
-    torch.manual_seed(0)
-    network = Network(architecture, 2, preprocessing, dropout=0.0).train()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the plain mean over all batches
-    drawn = np.stack([resize(picture, preprocessing.size) for picture in golden_pictures(preprocessing.size)])
-    batch = torch.from_numpy(np.concatenate([pixels[::3], drawn])).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        network(batch)
-        network.eval()
-        logits = network(batch)
-        last = network.backbone.classifier[-1]
-        last.weight.mul_(3.0 / logits.std(0).mean())
-        last.bias.sub_(network(batch).mean(0))
-    return network
 
 
 @pytest.fixture(scope="session")
