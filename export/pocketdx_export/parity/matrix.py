@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from pocketdx_export.backends import BACKENDS, Backend, BackendError, Runner, UnsupportedError
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity.files import ModelFile, check_comparable
-from pocketdx_export.parity.levels import Road
+from pocketdx_export.parity.levels import Road, worst_of
 from pocketdx_export.parity.levels.clinic import Clinic, clinic_checks, clinical_figures
 from pocketdx_export.parity.levels.decisions import Side, decision_checks, flips, side_of
 from pocketdx_export.parity.levels.manifest import manifest_checks
-from pocketdx_export.parity.levels.numbers import number_checks
+from pocketdx_export.parity.levels.numbers import logit_errors, number_checks
 from pocketdx_export.parity.levels.pixels import pixel_checks
 from pocketdx_export.parity.pictures import Feed, Pictures, Progress, decode_pictures
 from pocketdx_export.parity.plan import Planned, plan
@@ -42,6 +42,10 @@ from pocketdx_train.run import Run
 _BATCH = 32
 _PLAIN = "onnxruntime-plain"
 _DEFAULT = "onnxruntime"
+# Precisions that compute in integers.
+_INTEGER = ("int8",)
+
+Outputs = dict[str, NDArray[np.float32]]
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Comparison:
     def __post_init__(self) -> None:
         for file in self.files:
             check_comparable(file, self.run)
-        self._default_logits: dict[Path, NDArray[np.float32]] = {}
+        self._outputs: dict[tuple[Path, str], dict[str, Outputs]] = {}
 
     @cached_property
     def planned(self) -> tuple[Planned, ...]:
@@ -106,13 +110,13 @@ class Comparison:
             return replace(cell, not_run=str(problem), facts=file.facts())
         except BackendError as problem:
             return replace(cell, error=str(problem), facts=file.facts())
-        compared = self._judged(cell, file, limits, roads)
+        compared = self._judged(cell, file, limits, roads, self._saturation(file, backend, roads, limits))
         jump = self._jump(compared, file, roads)
         facts = {**file.facts(), "seconds": round(time.monotonic() - started, 2), "rows": self._rows(backend).tolist()}
         return replace(
             compared,
             jump=jump,
-            notes=(*notes, *self._saturation(file, backend, roads[0]), *self._notes(roads)),
+            notes=(*notes, *self._notes(roads)),
             facts=facts,
         )
 
@@ -149,11 +153,18 @@ class Comparison:
         feeds = {"runtime": self.pictures.runtime_road(rows)}
         if backend.resizes:
             feeds["graph"] = self.pictures.graph_road(rows, backend.most)
-        with backend.opened(file.path, file.manifest) as run:
-            outputs = {name: _ran(run, each) for name, each in feeds.items()}
+        outputs = self._run(file, backend, feeds)
         tensors, notes = self._tensors(file, backend, feeds)
         roads = [self._road(name, each, outputs[name], tensors[name]) for name, each in feeds.items()]
         return roads, notes
+
+    def _run(self, file: ModelFile, backend: Backend, feeds: dict[str, list[Feed]]) -> dict[str, Outputs]:
+        """The file's outputs by road; once for each backend."""
+        key = (file.path, backend.name)
+        if key not in self._outputs:
+            with backend.opened(file.path, file.manifest) as run:
+                self._outputs[key] = {name: _ran(run, each) for name, each in feeds.items()}
+        return self._outputs[key]
 
     def _tensors(
         self, file: ModelFile, backend: Backend, feeds: dict[str, list[Feed]]
@@ -190,7 +201,7 @@ class Comparison:
         reduced = np.array([name == "runtime" and feed.row in self.pictures.scaled for feed in feeds], np.bool_)
         return Road(name, feeds, reduced, most, mean, outputs, self.reference.of_tensors(tensors))
 
-    def _judged(self, cell: Cell, file: ModelFile, limits: Tolerances, roads: list[Road]) -> Cell:
+    def _judged(self, cell: Cell, file: ModelFile, limits: Tolerances, roads: list[Road], more: list[Check]) -> Cell:
         road = roads[0]
         labels, record = self.run.record.labels, self.run.record
         rows = np.array([feed.row for feed in road.feeds])
@@ -207,6 +218,7 @@ class Comparison:
             *manifest_checks(file.manifest, self.run),
             *(check for each in roads for check in pixel_checks(each, limits)),
             *(check for each in roads for check in number_checks(each, limits)),
+            *more,
             *decision_checks(road, ours, reference, end_to_end, labels, limits),
             *clinic_checks(figures, truth[rows], ours, limits, self.clinic),
         ]
@@ -233,19 +245,20 @@ class Comparison:
                 return find_jump(file.path, file.manifest.precision, self.run, feed.pixels, feed.name)
         return None
 
-    def _saturation(self, file: ModelFile, backend: Backend, road: Road) -> tuple[str, ...]:
-        """How far the default kernels are from the graph computed in float: integer saturation, where it is large."""
-        logits = road.outputs.get("logits")
-        if logits is None or backend.name not in (_DEFAULT, _PLAIN):
-            return ()
-        if backend.name == _DEFAULT:
-            self._default_logits[file.path] = logits
-            return ()
-        default = self._default_logits.get(file.path)
-        if default is None:
-            return ()
-        gap = float(np.abs(logits - default).max())
-        return (f"gap to {_DEFAULT}'s own kernels: {gap:.2g} in logits (rounding and saturation of integers)",)
+    def _saturation(self, file: ModelFile, backend: Backend, roads: list[Road], limits: Tolerances) -> list[Check]:
+        """How far the integer kernels are from the same graph computed in float; its rounding is theirs, too."""
+        if backend.name != _DEFAULT or file.manifest.precision not in _INTEGER or "logits" not in roads[0].outputs:
+            return []
+        plain = next(each for each in BACKENDS if each.name == _PLAIN)
+        simulated = self._run(file, plain, {road.name: road.feeds for road in roads})
+        checks = []
+        for road in roads:
+            gap = logit_errors(road.outputs["logits"], simulated[road.name]["logits"]).max(1)
+            row = worst_of(gap)
+            name, worst = "logits, off the float simulation", road.feeds[row].name
+            most = limits.saturation_max
+            checks.append(Check("numbers", road.name, name, float(gap[row]), most, worst=worst, limit="saturation_max"))
+        return checks
 
     def _notes(self, roads: list[Road]) -> tuple[str, ...]:
         notes = []
