@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,7 +171,8 @@ def test_settings_are_those_of_the_nearest_pyproject(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "pyproject.toml").write_text(
         '[tool.pocketdx.parity]\nbackends = ["onnxruntime"]\nmargin = 0.1\nrequire-noninferiority = true\n'
-        '[tool.pocketdx.parity.tolerances]\n"fp32.logits_max" = 1\n[tool.pocketdx.parity.tolerances.int8]\nauc_max = 0.5\n'
+        '[tool.pocketdx.parity.tolerances]\n"fp32.logits_max" = 1\n'
+        "[tool.pocketdx.parity.tolerances.int8]\nauc_max = 0.5\n"
     )
     config = read_config(tmp_path / "deep")
     assert (config.backends, config.margin, config.require) == (("onnxruntime",), 0.1, True)
@@ -261,8 +263,7 @@ def test_a_report_of_something_else_is_refused(
     )
     assert isinstance(done.exception, ParityError)
     assert done.exception.args[0].startswith(str(tmp_path / "phone.json"))
-    with pytest.raises(AssertionError if False else ParityError, match=complaint):
-        raise done.exception
+    assert re.search(complaint, str(done.exception))
 
 
 # --- text that is not ours -----------------------------------------------------------------------------------------
