@@ -45,8 +45,17 @@ class Target:
         return next((module for module in self.needs if find_spec(module) is None), None)
 
 
+_TFLITE = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "tensorflow_lite_support")
+# tflite-support is not part of the extra: it asks for protobuf below 4, which onnx cannot live with. The half of it
+# that is used here works with any.
+_TFLITE_INSTALL = "pip install 'pocketdx[tflite]' && pip install --no-deps tflite-support==0.4.4"
+_PHONES = "LiteRT and MediaPipe: Android, iOS"
+
 TARGETS: tuple[Target, ...] = (
     Target("onnx-fp32", "onnx", "fp32", "fp32.onnx", "onnxruntime: servers, Android, iOS, Windows, browsers"),
+    Target("ort-fp32", "ort", "fp32", "fp32.ort", "onnxruntime, also builds reduced to this model's operators"),
+    Target("tflite-fp32", "tflite", "fp32", "fp32.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
+    Target("tflite-w8", "tflite", "w8", "w8.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
 )
 
 

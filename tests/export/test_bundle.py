@@ -20,12 +20,14 @@ from pocketdx_export.commands import export
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import golden_archive, golden_pictures
-from pocketdx_export.targets import TARGETS, choose_targets
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_runtime.model import Model
 from pocketdx_runtime.selftest import run_selftest
 from pocketdx_train.run import Run
+
+TARGETS = choose_targets(("onnx",), ("fp32",))
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ class TestBadInput:
             choose_targets(("teapot",), ())
 
     def test_an_existing_bundle_is_left_alone_unless_forced(self, copy: Path, run: Run) -> None:
-        arguments = [str(run.folder), "--out", str(copy)]
+        arguments = [str(run.folder), "--out", str(copy), "--format", "onnx", "--precision", "fp32"]
         before = (copy / "manifest.json").read_bytes()
         refused = CliRunner().invoke(export, arguments)
         assert isinstance(refused.exception, PocketDxError)

@@ -84,7 +84,20 @@ TOLERANCES = ToleranceTable(
                 length_max=1e-5,
                 agreement_min=0.995,
                 auc_max=0.002,
-            )
+            ),
+            "w8": Tolerances(
+                pixel_max=1.05,
+                pixel_mean=0.35,
+                scaled_max=12.0,
+                scaled_mean=0.5,
+                logits_max=0.5,
+                logits_mean=0.1,
+                probabilities_max=0.1,
+                cosine_min=0.995,
+                length_max=1e-5,
+                agreement_min=0.995,
+                auc_max=0.001,
+            ),
         }
     )
 )
