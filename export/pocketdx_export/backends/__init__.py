@@ -102,6 +102,30 @@ BACKENDS: tuple[Backend, ...] = (
         options={"optimize": False},
     ),
     Backend("litert", ("tflite",), "litert", "LiteRT (XNNPACK) on this machine", resizes=False),
+    Backend(
+        "arm64-cortex-a72",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A72 (Raspberry Pi 4): plain NEON",
+        most=32,
+        options={"cpu": "cortex-a72"},
+    ),
+    Backend(
+        "arm64-cortex-a76",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A76 (Raspberry Pi 5): dot product",
+        most=32,
+        options={"cpu": "cortex-a76"},
+    ),
+    Backend(
+        "arm64-max",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, everything it knows: i8mm, bf16, SVE2, SME",
+        most=32,
+        options={"cpu": "max"},
+    ),
 )
 
 
