@@ -88,7 +88,7 @@ def run_demo(
 
         say("\n3. Export: one self-contained ONNX file, preprocessing inside")
         run = Run.open(aside / RUN)
-        targets = choose_targets(("onnx",), ("fp32",))
+        targets = choose_targets(("onnx",), (), has_data=False)
         bundle = export_run(run, aside / BUNDLE, targets, name="synthetic-smears-demo", say=_indented(say))
 
         say("\n4. Verify: the file against the full PyTorch model, from the image files on")
