@@ -114,4 +114,4 @@ def lively_network(architecture: str, preprocessing: Preprocessing, pixels: NDAr
 
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets((), (), has_data=False))
+    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets(("onnx",), (), has_data=False))

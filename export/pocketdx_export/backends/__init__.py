@@ -97,7 +97,7 @@ class Backend:
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("onnxruntime", ("onnx",), "native", "onnxruntime on this machine"),
+    Backend("onnxruntime", ("onnx", "ort"), "native", "onnxruntime on this machine"),
     Backend(
         "onnxruntime-plain",
         ("onnx",),
@@ -105,6 +105,7 @@ BACKENDS: tuple[Backend, ...] = (
         "onnxruntime on this machine, graph optimizations off: integers computed in float",
         options={"optimize": False},
     ),
+    Backend("litert", ("tflite",), "litert", "LiteRT (XNNPACK) on this machine", resizes=False),
     Backend(
         "onnx-reference",
         ("onnx",),
