@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.metadata import version
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from pocketdx_serve import routes
 from pocketdx_serve.envelope import Envelope
+from pocketdx_serve.models import Models, name_of
+from pocketdx_serve.pages import WEB, page_files, page_routes
 from pocketdx_serve.problems import Problem
 from pocketdx_serve.replies import answer_http_exception, answer_problem
 from pocketdx_serve.schemas import ProblemDetails
@@ -21,6 +25,7 @@ from pocketdx_serve.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from pocketdx_runtime.model import Model
 
@@ -31,18 +36,22 @@ DESCRIPTION = (
 )
 
 
-def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
-    """A FastAPI app that serves ``model``.
+def create_app(models: Model | Mapping[str, Model], settings: Settings | None = None, *, web: Path = WEB) -> FastAPI:
+    """A FastAPI app that serves one model or several.
 
-    The model is loaded and warmed up beside the running server once the app starts; until then `/readyz` and
-    the image endpoints answer 503. Give the model ``threads=1``: the pool runs images side by side, which is
-    faster than several threads within one image.
+    Each model is loaded and tested beside the running server once the app starts; until then `/readyz` and the
+    image endpoints answer 503. Give models ``threads=1``: the pool runs images side by side, which is faster
+    than several threads within one image.
 
     Args:
-        model: which model; need not be loaded yet.
+        models: the model, or several by name, the default first; they need not be loaded yet. A single one is
+            named after its file.
         settings: limits and sizes; None takes the defaults.
+        web: folder of the built web page; without its index.html, ``/`` leads to the documentation.
     """
-    service = Service(model, settings or Settings())
+    if not isinstance(models, Mapping):
+        models = {name_of(models.name): models}
+    service = Service(Models(models), settings or Settings())
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -64,6 +73,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Envelope)
     app.include_router(routes.api)
     app.include_router(routes.health)
+    app.router.routes.extend(page_routes(page_files(web)) or [Route("/", routes.root, methods=["GET"])])
     app.openapi = cache(lambda: _openapi(app))  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

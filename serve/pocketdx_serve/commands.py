@@ -17,7 +17,7 @@ _DEFAULT = Settings()
 
 
 @click.command()
-@click.argument("model", metavar="MODEL")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--threads", type=click.IntRange(1), help="Images worked on at a time.  [default: the CPUs granted]")
@@ -53,7 +53,7 @@ _DEFAULT = Settings()
     help="In one request.",
 )
 def serve(
-    model: str,
+    models: tuple[str, ...],
     host: str,
     port: int,
     threads: int | None,
@@ -63,10 +63,10 @@ def serve(
     max_pixels: int,
     max_images: int,
 ) -> None:
-    """Serve MODEL, an .onnx file, over HTTP.
+    """Serve MODEL, an .onnx file, over HTTP; or several, the first being the default.
 
-    POST images to /v1/diagnose or /v1/embed; /docs describes the rest. There is no password: listen beyond
-    this machine only behind something that asks for one.
+    POST images to /v1/diagnose or /v1/embed; /docs describes the rest. ?model=NAME chooses one of several: its
+    name is that of its file without ".onnx", or give MODEL as NAME=FILE.
     """
     # Until uvicorn takes over. As process 1 of a container there is no default action for SIGTERM.
     signal.signal(signal.SIGTERM, _leave)
@@ -81,10 +81,10 @@ def serve(
     )
 
     from pocketdx_runtime.model import Model
-    from pocketdx_serve.engine import warm_up
+    from pocketdx_serve.models import named
 
-    opened = Model(model, threads=1)
-    warm_up(opened)  # before FastAPI: a wrong path is answered at once
+    # Before FastAPI is imported and a port taken: a wrong path is answered at once.
+    opened = {name: Model(path, threads=1).load() for name, path in named(models).items()}
 
     from pocketdx_serve.app import create_app
     from pocketdx_serve.logs import configure

@@ -16,7 +16,7 @@ from pocketdx_serve.errors import ServeError
 from pocketdx_serve.problems import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pocketdx_runtime.diagnosis import Diagnosis
     from pocketdx_runtime.model import Model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Vector = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Outputs = dict[str, Vector]
 
 log = logging.getLogger("pocketdx.serve")
 
@@ -87,10 +88,18 @@ class Engine:
         """Embed one encoded image: float32 [D], L2-normalised."""
         return self._examine(data, job, lambda pixels: self.model.embed([pixels])[0])
 
-    def _examine(self, data: bytes, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]) -> Answer[T] | Refused:
+    def infer(
+        self, image: bytes | Pixels, outputs: Sequence[str], job: Job[Answer[Outputs] | Refused]
+    ) -> Answer[Outputs] | Refused:
+        """Run the graph on one image, encoded or uint8 [H, W, 3] of any size, for ``outputs``: float32 [1, ...]."""
+        return self._examine(image, job, lambda pixels: self.model.run(pixels[np.newaxis], outputs))
+
+    def _examine(
+        self, image: bytes | Pixels, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]
+    ) -> Answer[T] | Refused:
         started = time.perf_counter()
         try:
-            pixels = self._decode(data)
+            pixels = self._decode(image) if isinstance(image, bytes) else image
             if isinstance(pixels, Refused):
                 return pixels
             decoded = time.perf_counter()

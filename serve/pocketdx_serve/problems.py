@@ -51,9 +51,12 @@ KINDS: Mapping[str, Kind] = _kinds(
     (400, "bad-request", "The request cannot be read"),
     (404, "not-found", "There is nothing at this address"),
     (404, "output-missing", "The model has no such output"),
+    (404, "model-missing", "There is no model of that name"),
+    (404, "file-missing", "The server does not have this file"),
     (405, "method-not-allowed", "This method is not allowed here"),
     (408, "read-timeout", "The request body came too slowly"),
     (413, "too-many-images", "Too many images in one request"),
+    (416, "range", "The range begins past the end"),
     (415, "content-type", "This content type is not read here"),
     (415, "content-encoding", "Compressed request bodies are not read here"),
     # The server. All of these are deliberate, except the last.
@@ -62,7 +65,7 @@ KINDS: Mapping[str, Kind] = _kinds(
     (503, "starting", "The model is being loaded"),
     (503, "draining", "The server is shutting down"),
     (503, "stalled", "No worker has finished for a long time"),
-    (503, "failed", "The model gave no usable answer to the warm-up"),
+    (503, "failed", "The model did not pass its self-test"),
     (504, "deadline", "No answer in time"),
     (500, "internal", "A fault of the server"),
 )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from pocketdx_serve import docs
 from pocketdx_serve.body import RAW_TYPES, Upload
+from pocketdx_serve.downloads import Download, etag_of
+from pocketdx_serve.engine import Engine
 from pocketdx_serve.problems import KINDS, MEDIA_TYPE, Problem
 from pocketdx_serve.schemas import (
     Diagnoses,
     Embeddings,
     ImageDiagnosis,
     ImageEmbedding,
+    ModelEntry,
     ModelInfo,
+    ModelList,
     ModelRef,
     Status,
 )
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pocketdx_serve.engine import Answer, Refused
+    from pocketdx_serve.models import Blob, Loaded
     from pocketdx_serve.service import Service
     from pocketdx_serve.workers import Job
 
@@ -56,9 +62,10 @@ IMAGE_BODY: Final[dict[str, Any]] = {
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meaning = {
         400: "Nothing sent, or a body that cannot be read.",
-        404: "The model has no such output.",
+        404: "No such model, or it has no such output or file.",
         408: "The body came too slowly.",
         413: "Too many bytes, pixels or images.",
+        416: "The range begins past the end.",
         415: "Not an image format, or a content type, that is read here.",
         422: "An image that is cut off or damaged.",
         503: "Not ready, or full: try again after Retry-After seconds.",
@@ -97,6 +104,11 @@ def service_of(request: Request) -> Service:
     return service
 
 
+ModelName = Annotated[
+    str | None, Query(alias="model", description="Which model; the first one served if not given.", max_length=100)
+]
+
+
 @api.post(
     "/diagnose",
     tags=["images"],
@@ -105,13 +117,12 @@ def service_of(request: Request) -> Service:
     responses=_IMAGE_PROBLEMS,
     openapi_extra=IMAGE_BODY,
 )
-async def diagnose(request: Request) -> Response:
+async def diagnose(request: Request, model: ModelName = None) -> Response:
     """Label, calibrated probabilities and labels above their thresholds, for each image in the order sent.
 
     If an image is refused, the whole request is; `errors` then lists every image at fault.
     """
-    service = service_of(request)
-    answers = await _examine(request, "probabilities", service.engine.diagnose)
+    loaded, answers = await _examine(request, model, "probabilities", Engine.diagnose)
     results = [
         ImageDiagnosis(
             label=answer.value.label,
@@ -121,7 +132,7 @@ async def diagnose(request: Request) -> Response:
         )
         for answer in answers
     ]
-    return _reply(Diagnoses(model=_model_ref(service), results=results), answers)
+    return _reply(Diagnoses(model=_model_ref(loaded), results=results), answers)
 
 
 @api.post(
@@ -132,20 +143,61 @@ async def diagnose(request: Request) -> Response:
     responses=_IMAGE_PROBLEMS,
     openapi_extra=IMAGE_BODY,
 )
-async def embed(request: Request) -> Response:
+async def embed(request: Request, model: ModelName = None) -> Response:
     """L2-normalised embedding of each image in the order sent, for search by similarity."""
-    service = service_of(request)
-    answers = await _examine(request, "embedding", service.engine.embed)
+    loaded, answers = await _examine(request, model, "embedding", Engine.embed)
     results = [ImageEmbedding(embedding=answer.value.tolist()) for answer in answers]
-    return _reply(Embeddings(model=_model_ref(service), results=results), answers)
+    return _reply(Embeddings(model=_model_ref(loaded), results=results), answers)
 
 
-@api.get("/model", tags=["model"], summary="The served model", responses=_problems(503))
-async def model(request: Request) -> ModelInfo:
+@api.get("/models", tags=["model"], summary="The served models")
+async def models(request: Request) -> ModelList:
+    """Every model by the name that `?model=` takes, the default first."""
+    return ModelList(
+        models=[
+            ModelEntry(name=slot.name, state=slot.state.value, digest=slot.loaded.model.digest if slot.loaded else None)
+            for slot in service_of(request).models
+        ]
+    )
+
+
+@api.get("/model", tags=["model"], summary="The served model", responses=_problems(404, 503))
+async def model_info(request: Request, model: ModelName = None) -> ModelInfo:
     """The model file's digest and manifest: labels, preprocessing, calibration, metrics, intended use."""
-    service = service_of(request)
-    service.check_loaded()
-    return ModelInfo(digest=service.model.digest, manifest=service.model.manifest)
+    opened = service_of(request).models.find(model).get().model
+    return ModelInfo(digest=opened.digest, manifest=opened.manifest)
+
+
+@api.head("/model/file", include_in_schema=False)
+@api.get(
+    "/model/file",
+    tags=["model"],
+    summary="The model file itself",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {"schema": _BINARY}}}, **_problems(404, 416, 503)},
+)
+async def model_file(request: Request, model: ModelName = None) -> Response:
+    """The .onnx file, for a device that runs it itself.
+
+    ETag is the SHA-256 that `/v1/model` calls digest; ask again with If-None-Match, resume with Range.
+    """
+    return _download(request, service_of(request).models.find(model).get().file, "model file")
+
+
+@api.head("/model/golden", include_in_schema=False)
+@api.get(
+    "/model/golden",
+    tags=["model"],
+    summary="Golden inputs for a self-test",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {"schema": _BINARY}}}, **_problems(404, 416, 503)},
+)
+async def model_golden(request: Request, model: ModelName = None) -> Response:
+    """The bundle's golden.npz: pictures, and what the full model answered, for a self-test on any device.
+
+    404 where the model was served without one beside it.
+    """
+    return _download(request, service_of(request).models.find(model).get().golden, "golden.npz beside the model")
 
 
 @health.head("/livez", include_in_schema=False)
@@ -159,7 +211,7 @@ async def livez(request: Request) -> Status:
 @health.head("/readyz", include_in_schema=False)
 @health.get("/readyz", summary="May it be asked?", responses=_problems(503))
 async def readyz(request: Request) -> Status:
-    """200 once the model has answered a warm-up; 503 before, and while the server shuts down.
+    """200 once every model has passed its self-test; 503 before, and while the server shuts down.
 
     A full queue does not make the server unready: it answers 503 with Retry-After to what it cannot take.
     """
@@ -167,8 +219,7 @@ async def readyz(request: Request) -> Status:
     return Status(status="ready")
 
 
-@health.get("/", include_in_schema=False)
-async def root() -> Response:
+async def root(_request: Request) -> Response:
     """Send a person with a browser to the documentation."""
     return RedirectResponse("/docs")
 
@@ -181,26 +232,42 @@ async def documentation(request: Request) -> Response:
 
 
 async def _examine(
-    request: Request, output: str, examiner: Callable[[bytes, Job[Answer[T] | Refused]], Answer[T] | Refused]
-) -> list[Answer[T]]:
+    request: Request,
+    name: str | None,
+    output: str,
+    examiner: Callable[[Engine, bytes, Job[Answer[T] | Refused]], Answer[T] | Refused],
+) -> tuple[Loaded, list[Answer[T]]]:
+    """The model that answered, and its answers for the images of a request."""
     service = service_of(request)
-    service.check_room(output)
+    loaded = service.models.find(name).get()
+    if output not in loaded.model.manifest.outputs:
+        raise Problem("output-missing", f"{loaded.model.name} was exported without `{output}`")
+    service.check_room()
     notes = request.state.notes
     upload = Upload(service.held, service.settings)
     try:
         images = await upload.images(request.headers, request.receive)
         notes["images"] = len(images)
-        return await service.examine(images, examiner, request.receive)
+        works = [partial(examiner, loaded.engine, data) for data in images]
+        return loaded, await service.examine(works, request.receive)
     finally:
         notes["bytes"] = upload.size
         upload.release()
 
 
-def _model_ref(service: Service) -> ModelRef:
-    manifest = service.model.manifest
+def _download(request: Request, blob: Blob | None, what: str) -> Response:
+    if blob is None:
+        raise Problem("file-missing", f"the server has no {what}")
+    # "private": where there are keys, what one was let have is not for a proxy to give to others.
+    headers = {"Cache-Control": "private, no-cache"}
+    return Download(blob.data, etag_of(blob.digest), "application/octet-stream", request.headers, headers)
+
+
+def _model_ref(loaded: Loaded) -> ModelRef:
+    manifest = loaded.model.manifest
     return ModelRef(
         name=manifest.name,
-        digest=service.model.digest,
+        digest=loaded.model.digest,
         precision=manifest.precision,
         intended_use=manifest.intended_use,
     )

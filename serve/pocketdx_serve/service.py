@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
 from pocketdx_serve.body import ClientGone, HeldBytes
-from pocketdx_serve.engine import Answer, Engine, Refused, warm_up
+from pocketdx_serve.engine import Answer, Refused
+from pocketdx_serve.models import Models, Slot, State, prepare
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.workers import Full, Job, Workers
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive
 
-    from pocketdx_runtime.model import Model
     from pocketdx_serve.settings import Settings
 
 T = TypeVar("T")
@@ -32,48 +30,30 @@ STALL_DEADLINES = 2
 log = logging.getLogger("pocketdx.serve")
 
 
-class State(StrEnum):
-    """How far the model is; the values are the reasons of the 503 that says no."""
-
-    STARTING = "starting"
-    READY = "ready"
-    FAILED = "failed"
-
-
-_WHY = {
-    State.STARTING: "the model is being loaded; try again in a moment",
-    State.FAILED: "the model gave no usable answer to the warm-up; see the server's log",
-}
-
-
 class Service:
     """The state of one app. All methods are for the event loop's thread, except `drain`."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self.model = model
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models = models
         self.settings = settings
-        self.engine = Engine(
-            model,
-            Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side),
-        )
+        self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side)
         self.workers = Workers(settings.threads or granted_cpus(), settings.queue)
         self.held = HeldBytes(settings.max_held)
-        self.state = State.STARTING
         self.draining = False
-        self._warm_up: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the threads and, beside the server, load and warm up the model."""
+        """Start the threads and, beside the server, load and test the models."""
         self.workers.start()
-        self._warm_up = asyncio.create_task(self._get_ready())
+        self._starting = asyncio.create_task(self._get_ready())
 
     async def stop(self) -> None:
         """Stop the threads; what is still queued is dropped."""
         self.drain()
-        if self._warm_up is not None:
-            self._warm_up.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
             with suppress(asyncio.CancelledError):
-                await self._warm_up
+                await self._starting
         self.workers.close(timeout=self.settings.deadline)
 
     def drain(self) -> None:
@@ -81,18 +61,22 @@ class Service:
         self.draining = True
 
     async def _get_ready(self) -> None:
-        (job,) = self.workers.submit([lambda _job: warm_up(self.model)])
+        for slot in self.models:
+            if slot.state is State.STARTING:
+                await self._first_load(slot)
+
+    async def _first_load(self, slot: Slot) -> None:
+        (job,) = self.workers.submit([lambda _job: prepare(slot.model, self.limits)])
         try:
-            await job.future
+            slot.fill(await job.future)
         except PocketDxError as error:
-            self.state = State.FAILED
-            log.error("warm-up failed: %s", error)
+            slot.state = State.FAILED
+            log.error("self-test failed: %s", error)
         except Exception:
-            self.state = State.FAILED
-            log.exception("warm-up failed")
+            slot.state = State.FAILED
+            log.exception("self-test failed")
         else:
-            self.state = State.READY
-            log.info("ready", extra={"fields": {"model": self.model.name, "digest": self.model.digest}})
+            announce(slot)
 
     def check_alive(self) -> None:
         """Return if the workers move.
@@ -104,34 +88,23 @@ class Service:
             raise Problem("stalled", "every worker has been busy for too long; restart the server")
 
     def check_ready(self) -> None:
-        """Return if new requests are welcome.
+        """Return if new requests are welcome: every model has passed its self-test, and threads move.
 
         Raises:
             Problem: 503, with the reason.
         """
         if self.draining:
             raise Problem("draining", "the server is shutting down; ask another one")
-        self.check_loaded()
+        for slot in self.models:
+            slot.get()
         self.check_alive()
 
-    def check_loaded(self) -> None:
-        """Return if the model has answered its warm-up.
+    def check_room(self) -> None:
+        """Return if a request for images has a chance, before its body is read.
 
         Raises:
-            Problem: 503, not yet or not at all.
+            Problem: 503, full.
         """
-        if self.state is not State.READY:
-            raise Problem(self.state.value, _WHY[self.state])
-
-    def check_room(self, output: str) -> None:
-        """Return if a request for ``output`` has a chance, before its body is read.
-
-        Raises:
-            Problem: 503 not loaded or full, 404 the model has no such output.
-        """
-        self.check_loaded()
-        if output not in self.model.manifest.outputs:
-            raise Problem("output-missing", f"{self.model.name} was exported without `{output}`")
         if self.workers.full:
             raise self._overloaded()
 
@@ -139,18 +112,14 @@ class Service:
         return Problem("overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment")
 
     async def examine(
-        self,
-        images: Sequence[bytes],
-        examiner: Callable[[bytes, Job[Answer[T] | Refused]], Answer[T] | Refused],
-        receive: Receive,
+        self, works: Sequence[Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]], receive: Receive
     ) -> list[Answer[T]]:
-        """Answers for ``images`` in order, each image one job of the pool.
+        """Answers in order, each image one job of the pool.
 
         One image per job: one request keeps all threads busy, and small requests pass between large ones.
 
         Args:
-            images: the encoded images.
-            examiner: a method of `Engine`.
+            works: for each image, a method of `Engine` with the image bound to it.
             receive: of the request, whose body has been read; it tells when the client goes away.
 
         Raises:
@@ -158,7 +127,7 @@ class Service:
             ClientGone: nobody waits for the answer any more.
         """
         try:
-            jobs = self.workers.submit([partial(examiner, data) for data in images])
+            jobs = self.workers.submit(works)
         except Full:
             raise self._overloaded() from None
         answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
@@ -177,6 +146,13 @@ class Service:
             gone.cancel()
             if not answers.done():
                 self.workers.drop(jobs)
+
+
+def announce(slot: Slot) -> None:
+    """Log what answers under a name from now on."""
+    loaded = slot.get()
+    fields = {"model": slot.name, "digest": loaded.model.digest, "tested": loaded.tested}
+    log.info("ready", extra={"fields": fields})
 
 
 async def _gone(receive: Receive) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 
 from pocketdx_runtime.model import Model
 from pocketdx_serve.app import create_app
+from pocketdx_serve.engine import Engine
 from pocketdx_serve.server import listen, server_for, url_of
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
@@ -39,6 +40,10 @@ class Live:
     service: Service
     client: httpx.Client
 
+    @property
+    def engine(self) -> Engine:
+        return self.service.models.default.get().engine
+
     def post(self, path: str, data: bytes, content_type: str = "image/jpeg", **headers: str) -> httpx.Response:
         return self.client.post(path, content=data, headers={"Content-Type": content_type, **headers})
 
@@ -51,8 +56,8 @@ Serve = Callable[..., Live]
 
 
 @contextmanager
-def _live(model: Model, settings: Settings) -> Iterator[Live]:
-    app = create_app(model, settings)
+def _live(model: Any, settings: Settings, **options: Any) -> Iterator[Live]:
+    app = create_app(model, settings, **options)
     sock = listen("127.0.0.1", 0)
     server = server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
@@ -115,8 +120,9 @@ def serve(tiny_model_path: Path) -> Iterator[Serve]:
     """``serve(threads=1, ...)``: a server of the test's own."""
     with ExitStack() as stack:
 
-        def start(*, model: Any = None, ready: bool = True, **settings: Any) -> Live:
-            served = _live(model or Model(tiny_model_path, threads=1), Settings(**settings))
+        def start(*, model: Any = None, ready: bool = True, web: Path | None = None, **settings: Any) -> Live:
+            options = {"web": web} if web else {}
+            served = _live(model or Model(tiny_model_path, threads=1), Settings(**settings), **options)
             live = stack.enter_context(served)
             return _until_ready(live) if ready else live
 
@@ -148,8 +154,9 @@ def gate() -> Iterator[Callable[[Live], Gate]]:
     gates: list[Gate] = []
 
     def install(live: Live) -> Gate:
-        gates.append(Gate(live.service.engine.model))
-        live.service.engine.model = gates[-1]  # type: ignore[assignment]
+        engine = live.engine
+        gates.append(Gate(engine.model))
+        engine.model = gates[-1]  # type: ignore[assignment]
         return gates[-1]
 
     yield install

@@ -135,7 +135,9 @@ def test_a_preflight_of_another_origin_gets_no_permission(live: Any) -> None:
 
 def test_openapi_documents_bodies_answers_and_problems(live: Any) -> None:
     document = live.client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/diagnose", "/v1/embed", "/v1/model", "/livez", "/readyz"}
+    assert {"/v1/diagnose", "/v1/embed", "/v1/models", "/v1/model", "/v1/model/file", "/livez"} <= set(
+        document["paths"]
+    )
     diagnose = document["paths"]["/v1/diagnose"]["post"]
     assert {"multipart/form-data", "image/*", "application/dicom"} <= set(diagnose["requestBody"]["content"])
     for status in ("400", "413", "415", "422", "503", "504"):
