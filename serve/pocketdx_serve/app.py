@@ -71,6 +71,7 @@ def create_app(models: Model | Mapping[str, Model], settings: Settings | None = 
     )
     app.state.service = service
     app.add_middleware(Envelope)
+    app.include_router(routes.images)
     app.include_router(routes.api)
     app.include_router(routes.health)
     app.router.routes.extend(page_routes(page_files(web)) or [Route("/", routes.root, methods=["GET"])])

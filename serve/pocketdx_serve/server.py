@@ -69,7 +69,7 @@ def server_for(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=_Protocol,
-        loop="asyncio",
+        loop="auto",  # uvloop where it is installed
         ws="none",
         lifespan="on",
         log_config=None,

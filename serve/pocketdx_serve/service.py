@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.errors import PocketDxError
@@ -17,7 +17,7 @@ from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.workers import Full, Job, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from starlette.types import Receive
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STALL_DEADLINES = 2
 """A worker busy with one image for this many deadlines is taken for wedged."""
+
+UNWATCHED = 0.05
+"""Seconds for which a request's connection is not watched: a client that went away is noticed that much later."""
 
 log = logging.getLogger("pocketdx.serve")
 
@@ -130,22 +133,37 @@ class Service:
             jobs = self.workers.submit(works)
         except Full:
             raise self._overloaded() from None
-        answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        futures = [job.future for job in jobs]
+        try:
+            # Most answers come before it is worth a task of its own to watch the connection.
+            _, pending = await asyncio.wait(futures, timeout=min(UNWATCHED, self.settings.deadline))
+            if pending and not await self._outlast(pending, receive):
+                raise Problem(
+                    "deadline",
+                    f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images",
+                )
+            return _sort_out(futures)
+        finally:
+            if not all(future.done() for future in futures):
+                self.workers.drop(jobs)
+
+    async def _outlast(self, pending: Iterable[asyncio.Future[Any]], receive: Receive) -> bool:
+        """Whether all of ``pending`` are done within what is left of the deadline, while the client waits.
+
+        Raises:
+            ClientGone: it went away first.
+        """
+        answers = asyncio.ensure_future(asyncio.wait(pending))
         gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait((answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
-            if answers.done():
-                return _sort_out(answers.result())
-            if gone.done():
+            left = max(0.0, self.settings.deadline - UNWATCHED)
+            await asyncio.wait((answers, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not answers.done():
                 raise ClientGone
-            raise Problem(
-                "deadline",
-                f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images",
-            )
+            return answers.done()
         finally:
             gone.cancel()
-            if not answers.done():
-                self.workers.drop(jobs)
+            answers.cancel()
 
 
 def announce(slot: Slot) -> None:
@@ -160,7 +178,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[Answer[T]]:
+def _sort_out(futures: Sequence[asyncio.Future[Answer[T] | Refused]]) -> list[Answer[T]]:
     """The answers, if there is one for every image.
 
     Raises:
@@ -168,14 +186,18 @@ def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[A
     """
     answers: list[Answer[T]] = []
     faults: list[ImageFault] = []
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, BaseException):
-            log.error("inference failed", exc_info=outcome)
+    for future in futures:
+        # Each error is looked at, or asyncio complains of one that nobody took; the first leads.
+        if (error := future.exception()) is not None:
+            log.error("inference failed", exc_info=error)
+    for index, future in enumerate(futures):
+        if future.exception() is not None:
             raise Problem("internal", "the model failed on an image; see the server's log")
+        outcome = future.result()
         if isinstance(outcome, Refused):
             faults.append(ImageFault(index, outcome.reason, outcome.detail))
         else:
             answers.append(outcome)
     if faults:
-        raise refuse_images(faults, len(outcomes))
+        raise refuse_images(faults, len(futures))
     return answers
