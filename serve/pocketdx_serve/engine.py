@@ -116,7 +116,7 @@ class Engine:
 
     def _row(self, pixels: Pixels, output: str) -> Vector:
         """One output for one decoded picture. Not `Model.diagnose`, which would decode: the pool has done that."""
-        row = self.model.run(pixels[np.newaxis], [output])[output][0]
+        row: Vector = self.model.run(pixels[np.newaxis], [output])[output][0]
         if not np.isfinite(row).all():
             raise ServeError(f"{self.model.name}: its {output} are not finite numbers; export it again")
         return row

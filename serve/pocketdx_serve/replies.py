@@ -44,8 +44,11 @@ async def answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     request.state.notes["reason"] = error.kind.reason
     response = ClosingResponse if error.body_unread else Response
+    document = error.document(request.state.request_id)
+    if request.url.path.startswith("/v2"):
+        document["error"] = error.detail  # where clients of that protocol look for it
     return response(
-        json.dumps(error.document(request.state.request_id)),
+        json.dumps(document),
         status_code=error.kind.status,
         headers=error.headers,
         media_type=MEDIA_TYPE,
