@@ -186,9 +186,7 @@ def check_origins(origins: tuple[str, ...]) -> None:
     """
     for origin in origins:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
-            raise ServeError(
-                f"--cors {printable(origin)}: give an origin, as https://clinic.example, without a path"
-            )
+            raise ServeError(f"--cors {printable(origin)}: give an origin, as https://clinic.example, without a path")
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -199,7 +199,9 @@ def _wanted(document: Mapping[str, Any], model: Model) -> tuple[Wanted, ...]:
 
 
 def _parameters(owner: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = owner.get("parameters") or {}
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise _bad("`parameters` has to be an object")
     if "shared_memory_region" in parameters:
