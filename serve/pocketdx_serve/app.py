@@ -9,7 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
@@ -19,10 +21,11 @@ from pocketdx_serve.envelope import Envelope
 from pocketdx_serve.models import Models, name_of
 from pocketdx_serve.pages import WEB, page_files, page_routes
 from pocketdx_serve.problems import Problem
-from pocketdx_serve.replies import answer_http_exception, answer_problem
+from pocketdx_serve.replies import answer_http_exception, answer_invalid, answer_problem
 from pocketdx_serve.schemas import ProblemDetails
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
+from pocketdx_serve.shortcut import Shortcut
 from pocketdx_serve.tensors import HEADER_LENGTH
 
 if TYPE_CHECKING:
@@ -84,9 +87,14 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
+        exception_handlers={
+            Problem: answer_problem,
+            HTTPException: answer_http_exception,
+            RequestValidationError: answer_invalid,
+        },
     )
     app.state.service = service
+    app.add_middleware(Shortcut, routes=[each for each in routes.images.routes if isinstance(each, APIRoute)])
     if cors:
         app.add_middleware(
             CORSMiddleware,

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pocketdx_serve.body import ClientGone
+from pocketdx_serve.logs import REQUEST
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -111,4 +112,4 @@ def _log(scope: Scope, route: str, status: int, request_id: str, notes: dict[str
         "ms": round(seconds * 1000, 1),
         **notes,
     }
-    log.info("request", extra={"fields": fields})
+    log.info(REQUEST, extra={"fields": fields})
