@@ -1,4 +1,4 @@
-"""`pocketdx export`, `pocketdx parity` and `pocketdx demo`. Torch and onnx are imported when a command runs."""
+"""`pocketdx export` and `pocketdx demo`. Torch and onnx are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -65,56 +65,6 @@ def export(
     if bundle.failed:
         click.echo(f"error: not exported: {', '.join(bundle.failed)}; the reasons are in {out}/manifest.json", err=True)
         sys.exit(2)
-
-
-@click.command()
-@click.argument("bundle", metavar="BUNDLE|MODEL", type=click.Path(path_type=Path))
-@click.option("--against", "run", type=click.Path(path_type=Path), required=True, help="The run it was exported from.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Labelled images, as for training.")
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]")
-@click.option("--limit", type=click.IntRange(min=1), help="Compare only so many images, drawn at random.")
-@click.option("--seed", default=0, show_default=True, help="Of that draw.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def parity(
-    bundle: Path,
-    run: Path,
-    data: Path,
-    split: str | None,
-    limit: int | None,
-    seed: int,
-    cache: Path | None,
-    as_json: bool,
-) -> None:
-    """Compare exported files with the full PyTorch model.
-
-    Every file of BUNDLE, or one MODEL file, is compared with the network of a run, from image files on. Exit status 1
-    when a tolerance is passed. In a bundle, the report is kept as parity.json.
-
-    \b
-    pocketdx parity bundle --against run --data xrays
-    """
-    from pocketdx_export.bundle import Bundle, add_file
-    from pocketdx_export.parity import compare_file, reports_json
-    from pocketdx_train.commands import decoding_progress
-    from pocketdx_train.evaluation import choose_set
-    from pocketdx_train.run import Run
-
-    opened = Bundle.open(bundle) if not bundle.is_file() else None
-    files = [path for _, path in opened.files] if opened else [bundle]
-    full = Run.open(run)
-    chosen = choose_set(data, full.record.labels, full.record.preprocessing.size, split=split, run=full, cache=cache)
-    reports = [
-        compare_file(path, full, chosen, limit=limit, seed=seed, progress=decoding_progress("comparing"))
-        for path in files
-    ]
-    passed = all(reports)
-    content = reports_json(reports)
-    # A comparison with another run says nothing of the bundle, and must not replace the one that does.
-    if opened and opened.manifest.weights_digest == full.record.weights_digest:
-        add_file(opened.folder, "parity.json", content)
-    click.echo(content if as_json else "\n\n".join(report.table() for report in reports), nl=not as_json)
-    sys.exit(0 if passed else 1)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pocketdx_export.bundle import Bundle, add_file, export_run
 from pocketdx_export.parity import Report, compare_file
+from pocketdx_export.parity.show.page import page
 from pocketdx_export.targets import TARGETS
 from pocketdx_runtime.files import folder_written_aside
 from pocketdx_runtime.model import Model
@@ -95,6 +96,7 @@ def run_demo(
         )
         report = compare_file(bundle.files[0][1], run, chosen)
         add_file(bundle.folder, "parity.json", report.to_json())
+        add_file(bundle.folder, "report.html", page(report, None))
         _indented(say)(report.table())
 
         say("\n5. Use: the file alone, without PyTorch")

@@ -101,6 +101,30 @@ BACKENDS: tuple[Backend, ...] = (
         "onnxruntime on this machine, graph optimizations off: integers computed in float",
         options={"optimize": False},
     ),
+    Backend(
+        "arm64-cortex-a72",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A72 (Raspberry Pi 4): plain NEON",
+        most=32,
+        options={"cpu": "cortex-a72"},
+    ),
+    Backend(
+        "arm64-cortex-a76",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A76 (Raspberry Pi 5): dot product",
+        most=32,
+        options={"cpu": "cortex-a76"},
+    ),
+    Backend(
+        "arm64-max",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, everything it knows: i8mm, bf16, SVE2, SME",
+        most=32,
+        options={"cpu": "max"},
+    ),
 )
 
 

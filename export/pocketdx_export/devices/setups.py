@@ -1,0 +1,40 @@
+"""The table of devices that can be set up, and what `pocketdx devices` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+
+class Home(Protocol):
+    """What a device's module has."""
+
+    def absent(self) -> str | None:
+        """Why it cannot be used now, with the remedy; None when it can."""
+
+    def set_up(self, say: Callable[[str], None]) -> None:
+        """Fetch what it is made of; as a whole or not at all. Raises DeviceError."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that is simulated here.
+
+    Attributes:
+        name: on the command line.
+        module: of this package, see `Home`.
+        shown: for people.
+    """
+
+    name: str
+    module: str
+    shown: str
+
+    def home(self) -> Home:
+        """Import its module."""
+        return cast("Home", import_module(f"pocketdx_export.devices.{self.module}"))
+
+
+DEVICES = (Device("arm64", "arm64", "an ARM64 Linux machine: Debian's Python under qemu's user mode"),)

@@ -1,0 +1,307 @@
+"""The matrix: every file on every backend, compared with the full PyTorch model, from the image files on.
+
+The reference is the network in PyTorch, fed by the training-time preprocessing (full decode, Pillow's resize). The
+exported file gets the same image files by two roads: *runtime*, image bytes through PocketDx's runtime, which decodes
+large JPEGs at a reduced scale and hands the graph pictures of its own size; and *graph*, full-size pixels resized by
+the graph itself, as a phone app does it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pocketdx_export.backends import Backend, BackendError, Runner
+from pocketdx_export.errors import ParityError
+from pocketdx_export.parity.files import ModelFile, check_comparable
+from pocketdx_export.parity.levels import Road
+from pocketdx_export.parity.levels.clinic import Clinic, clinic_checks, clinical_figures
+from pocketdx_export.parity.levels.decisions import Side, decision_checks, flips, side_of
+from pocketdx_export.parity.levels.manifest import manifest_checks
+from pocketdx_export.parity.levels.numbers import number_checks
+from pocketdx_export.parity.levels.pixels import pixel_checks
+from pocketdx_export.parity.pictures import Feed, Pictures, Progress, decode_pictures
+from pocketdx_export.parity.plan import Planned, plan
+from pocketdx_export.parity.probe import NETWORK_INPUT, write_probe
+from pocketdx_export.parity.reference import Reference
+from pocketdx_export.parity.report import Cell, Check, Jump, Report
+from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, ToleranceTable
+from pocketdx_export.parity.trace import find_jump
+from pocketdx_runtime.machine import describe_machine
+from pocketdx_train.evaluation import ChosenSet
+from pocketdx_train.run import Run
+
+_BATCH = 32
+# Pictures of each road for which a slow backend also shows the tensor that its network gets.
+_PLAIN = "onnxruntime-plain"
+_DEFAULT = "onnxruntime"
+
+
+@dataclass
+class Comparison:
+    """A run, its pictures, and the cells to compare; a cell is computed when it is asked for.
+
+    Attributes:
+        run: the full model.
+        chosen: labelled pictures, as `train.evaluation.choose_set` gives them for the run's classes and size.
+        files: to compare.
+        table: of tolerances.
+        clinic: how the clinical level judges.
+        backends: names of those to use; none given stands for all that run here.
+        limit: compare only so many pictures, drawn with `seed`.
+        seed: of that draw and of the order of pictures for slow backends.
+        progress: called with (done, all) while pictures are decoded.
+    """
+
+    run: Run
+    chosen: ChosenSet
+    files: Sequence[ModelFile]
+    table: ToleranceTable = TOLERANCES
+    clinic: Clinic = field(default_factory=Clinic)
+    backends: Sequence[str] = ()
+    limit: int | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for file in self.files:
+            check_comparable(file, self.run)
+        self._default_logits: dict[Path, NDArray[np.float32]] = {}
+
+    @cached_property
+    def planned(self) -> tuple[Planned, ...]:
+        """What will be compared, and what cannot be. Raises ParityError for backends that do not exist."""
+        return plan(self.files, self.backends)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The pictures, decoded once."""
+        size = self.run.record.preprocessing.size
+        return decode_pictures(self.chosen, size, limit=self.limit, seed=self.seed, progress=self.progress)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The full model's side."""
+        return Reference(self.run, self.pictures)
+
+    def cell(self, planned: Planned) -> Cell:
+        """Compare one file on one backend; a device that fails is a failed cell."""
+        file, backend = planned.file, planned.backend
+        cell = Cell(file.path.name, file.target, file.manifest.precision, planned.name, asked=planned.asked)
+        if planned.not_run:
+            return replace(cell, not_run=planned.not_run)
+        assert backend is not None
+        limits = self.table.of(file.manifest.precision, str(file.path))
+        started = time.monotonic()
+        try:
+            roads, notes = self._roads(file, backend)
+        except BackendError as problem:
+            return replace(cell, error=str(problem), facts=file.facts())
+        compared = self._judged(cell, file, limits, roads)
+        jump = self._jump(compared, file, roads)
+        facts = {**file.facts(), "seconds": round(time.monotonic() - started, 2), "rows": self._rows(backend).tolist()}
+        return replace(
+            compared,
+            jump=jump,
+            notes=(*notes, *self._saturation(file, backend, roads[0]), *self._notes(roads)),
+            facts=facts,
+        )
+
+    def report(self, cells: Sequence[Cell]) -> Report:
+        """The report of cells that were compared."""
+        chosen, pictures = self.chosen, self.pictures
+        name = Path(chosen.source.name).name
+        machine = describe_machine()
+        return Report(
+            cells=tuple(cells),
+            reference=f"the full PyTorch model of {self.run.folder.name}",
+            data=f"{chosen.split} of {name}" if chosen.split != "all" else chosen.source.name,
+            pictures=pictures.names,
+            facts={
+                "weights_sha256": self.run.record.weights_digest,
+                "data_fingerprint": chosen.data.fingerprint(),
+                "seed": self.seed,
+                "limit": self.limit,
+                "margin": self.clinic.margin,
+                "require_noninferiority": self.clinic.require,
+                "tolerances": {name: each for name, each in self.table.by_precision.items()},
+                "labels": list(self.run.record.labels),
+                "software": {"torch": torch.__version__, **machine.software},
+                "machine": machine,
+            },
+        )
+
+    def _rows(self, backend: Backend) -> NDArray[np.int64]:
+        return self.pictures.rows(backend.most)
+
+    def _roads(self, file: ModelFile, backend: Backend) -> tuple[list[Road], tuple[str, ...]]:
+        """Run the file, and its preprocessing alone, on the backend. Raises BackendError."""
+        rows = self._rows(backend)
+        feeds = {"runtime": self.pictures.runtime_road(rows)}
+        if backend.resizes:
+            feeds["graph"] = self.pictures.graph_road(rows, backend.most)
+        with backend.opened(file.path, file.manifest) as run:
+            outputs = {name: _ran(run, each) for name, each in feeds.items()}
+        tensors, notes = self._tensors(file, backend, feeds)
+        roads = [self._road(name, each, outputs[name], tensors[name]) for name, each in feeds.items()]
+        return roads, notes
+
+    def _tensors(
+        self, file: ModelFile, backend: Backend, feeds: dict[str, list[Feed]]
+    ) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
+        """What the network inside the file gets, float32 [N, 3, S, S] by road."""
+        if file.format != "onnx":
+            fed = {name: self.reference.normalised(np.stack([f.pixels for f in each])) for name, each in feeds.items()}
+            return fed, ("pixels: what is fed; this format does not show the tensor inside",)
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / f"probe.{file.path.name}"
+            try:
+                write_probe(file.path, probe)
+            except ParityError as problem:
+                raise BackendError(str(problem)) from problem
+            with backend.opened(probe, file.manifest) as run:
+                return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, ()
+
+    def _road(
+        self, name: str, feeds: list[Feed], outputs: dict[str, NDArray[np.float32]], tensors: NDArray[np.float32]
+    ) -> Road:
+        most, mean = np.empty(len(feeds)), np.empty(len(feeds))
+        for start in range(0, len(feeds), _BATCH):
+            expected = np.stack([feed.expected for feed in feeds[start : start + _BATCH]])
+            shown = self.reference.grey_levels(tensors[start : start + _BATCH])
+            apart = np.abs(shown - expected).reshape(len(expected), -1)
+            most[start : start + _BATCH], mean[start : start + _BATCH] = apart.max(1), apart.mean(1)
+        reduced = np.array([name == "runtime" and feed.row in self.pictures.scaled for feed in feeds], np.bool_)
+        return Road(name, feeds, reduced, most, mean, outputs, self.reference.of_tensors(tensors))
+
+    def _judged(self, cell: Cell, file: ModelFile, limits: Tolerances, roads: list[Road]) -> Cell:
+        road = roads[0]
+        labels, record = self.run.record.labels, self.run.record
+        rows = np.array([feed.row for feed in road.feeds])
+        ours = side_of(road.outputs, file.manifest.temperature, file.manifest.thresholds, file.columns(labels))
+        reference = self._reference_side(rows)
+        truth = self.reference.truth
+        patients = [self.pictures.patients[row] for row in rows]
+        figures = clinical_figures(truth[rows], reference, ours, record.labels, patients, self.clinic)
+        whole = self.reference.end_to_end
+        end_to_end = replace(
+            whole, logits=whole.logits[rows], probabilities=whole.probabilities[rows], embedding=whole.embedding[rows]
+        )
+        checks: list[Check] = [
+            *manifest_checks(file.manifest, self.run),
+            *(check for each in roads for check in pixel_checks(each, limits)),
+            *(check for each in roads for check in number_checks(each, limits)),
+            *decision_checks(road, ours, reference, end_to_end, labels, limits),
+            *clinic_checks(figures, truth[rows], ours, limits, self.clinic),
+        ]
+        return replace(
+            cell,
+            images=len(rows),
+            checks=tuple(checks),
+            clinic=figures,
+            flips=flips(road, ours, reference, truth, labels),
+        )
+
+    def _reference_side(self, rows: NDArray[np.int64]) -> Side:
+        whole, record = self.reference.end_to_end, self.run.record
+        outputs = {"logits": whole.logits[rows], "probabilities": whole.probabilities[rows]}
+        return side_of(outputs, record.temperature, record.thresholds, range(len(record.labels)))
+
+    def _jump(self, cell: Cell, file: ModelFile, roads: list[Road]) -> Jump | None:
+        """Trace the worst picture of the first road whose logits fail."""
+        for road in roads:
+            failed = [check for check in cell.failed if check.level == "numbers" and check.road == road.name]
+            if failed and file.format == "onnx":
+                worst = next((c.worst for c in failed if c.worst), road.feeds[0].name)
+                feed = next(each for each in road.feeds if each.name == worst)
+                return find_jump(file.path, file.manifest.precision, self.run, feed.pixels, feed.name)
+        return None
+
+    def _saturation(self, file: ModelFile, backend: Backend, road: Road) -> tuple[str, ...]:
+        """How far the default kernels are from the graph computed in float: integer saturation, where it is large."""
+        logits = road.outputs.get("logits")
+        if logits is None or backend.name not in (_DEFAULT, _PLAIN):
+            return ()
+        if backend.name == _DEFAULT:
+            self._default_logits[file.path] = logits
+            return ()
+        default = self._default_logits.get(file.path)
+        if default is None:
+            return ()
+        gap = float(np.abs(logits - default).max())
+        return (f"gap to {_DEFAULT}'s own kernels: {gap:.2g} in logits (rounding and saturation of integers)",)
+
+    def _notes(self, roads: list[Road]) -> tuple[str, ...]:
+        notes = []
+        if reduced := int(roads[0].scaled.sum()):
+            notes.append(f"{reduced} large JPEGs were decoded at a reduced scale by the runtime")
+        if len(roads) > 1:
+            notes.append(
+                f"{len(roads[1].feeds)} pictures of another size were resized by the graph; "
+                f"{self.pictures.others} of {len(self.pictures)} files are of another size"
+            )
+        if self.chosen.data.problems:
+            notes.append(f"{len(self.chosen.data.problems)} unreadable images were left out")
+        if self.chosen.split == "train":
+            notes.append("these images were trained on: decisions on them say little")
+        return tuple(notes)
+
+
+def _ran(run: Runner, feeds: Sequence[Feed]) -> dict[str, NDArray[np.float32]]:
+    """All outputs; pictures of one shape go together, and come back in their own order."""
+    outputs = run([feed.pixels for feed in feeds])
+    for name, values in outputs.items():
+        if len(values) != len(feeds):
+            raise BackendError(f"{len(values)} answers in {name} to {len(feeds)} pictures")
+    return outputs
+
+
+def compare_file(
+    path: Path,
+    run: Run,
+    chosen: ChosenSet,
+    *,
+    tolerances: Tolerances | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    backends: Sequence[str] = (_DEFAULT,),
+    clinic: Clinic | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare the file at `path` with `run` on labelled images.
+
+    Args:
+        path: an exported file.
+        run: the full model.
+        chosen: the images, as `train.evaluation.choose_set` gives them for the run's classes and size.
+        tolerances: the table's for the file's precision without them.
+        limit: compare only so many images, drawn with `seed`.
+        seed: of that draw.
+        backends: by name; empty for all that are available.
+        clinic: how the clinical level judges.
+        progress: called with (done, all).
+
+    Returns:
+        The report; its truth value is the verdict.
+
+    Raises:
+        ParityError: the two cannot be compared at all.
+        ModelError, ManifestError: the file cannot be opened.
+    """
+    file = ModelFile.at(path)
+    table = TOLERANCES if tolerances is None else ToleranceTable({file.manifest.precision: tolerances})
+    return compare_files(Comparison(run, chosen, (file,), table, clinic or Clinic(), backends, limit, seed, progress))
+
+
+def compare_files(comparison: Comparison) -> Report:
+    """All cells of a comparison, one after the other."""
+    cells: list[Cell] = [comparison.cell(each) for each in comparison.planned]
+    return comparison.report(cells)
