@@ -92,4 +92,4 @@ def run(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets((), (), has_data=False))
+    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets(("onnx",), (), has_data=False))
