@@ -64,7 +64,7 @@ def compare_broken(bundle: Bundle, run: Run, chosen: ChosenSet, tmp_path: Path) 
         onnx.checker.check_model(model)
         path = tmp_path / "broken.fp32.onnx"
         onnx.save(model, path)
-        return compare_file(path, run, chosen)
+        return compare_file(path, run, chosen, limit=24)
 
     return compare
 
@@ -238,7 +238,7 @@ def test_permuted_labels_are_wrong_decisions_although_every_number_is_right(comp
     report = compare_broken(labels_permuted)
     assert {level for level, _ in red(report)} == {"manifest", "decisions", "clinic"}, report.table()
     (cell,) = report.cells
-    assert len(cell.flips) == 48
+    assert len(cell.flips) == 24
 
 
 # --- faults that are not in the graph ------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ INT8 = Tolerances(
     cosine_min=0.0,
     length_max=1e-5,
     agreement_min=0.9,
-    auc_max=0.05,
+    auc_max=0.2,
     sqnr_min=0.0,
     saturation_max=0.2,
 )
@@ -456,6 +456,7 @@ def test_saturating_int8_is_red_in_the_default_kernels_alone(
     assert default.red
     assert "saturation_max" in {check.limit for check in default.failed}
     assert {check.level for check in default.failed} == {"numbers"}
+    assert "integer saturation" in str(default.jump)
 
 
 # --- no false alarm ------------------------------------------------------------------------------------------------
@@ -463,6 +464,7 @@ def test_saturating_int8_is_red_in_the_default_kernels_alone(
 SEEDS = 20
 
 
+@pytest.mark.slow
 def test_an_honest_export_passes_twenty_seeds_in_a_row(
     bundle: Bundle, run: Run, chosen: ChosenSet, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pocketdx_export.backends import BACKENDS, Backend, BackendError, Runner, UnsupportedError
 from pocketdx_export.errors import ParityError
-from pocketdx_export.parity.files import ModelFile, check_comparable
+from pocketdx_export.parity.files import ModelFile, check_comparable, digest_of
 from pocketdx_export.parity.levels import Road, worst_of
 from pocketdx_export.parity.levels.clinic import Clinic, clinic_checks, clinical_figures
 from pocketdx_export.parity.levels.decisions import Side, decision_checks, flips, side_of
@@ -36,12 +36,16 @@ from pocketdx_export.parity.report import Cell, Check, Jump, Report
 from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, ToleranceTable
 from pocketdx_export.parity.trace import find_jump
 from pocketdx_runtime.machine import describe_machine
+from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.evaluation import ChosenSet
 from pocketdx_train.run import Run
 
 _BATCH = 32
 _PLAIN = "onnxruntime-plain"
 _DEFAULT = "onnxruntime"
+# Pictures for the graph's own resize on a slow backend.
+_SLOW_GRAPH_MOST = 8
+_SATURATION = "saturation_max"
 # Precisions that compute in integers.
 _INTEGER = ("int8",)
 
@@ -77,6 +81,7 @@ class Comparison:
     def __post_init__(self) -> None:
         for file in self.files:
             check_comparable(file, self.run)
+        self._slow_tensors: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
         self._outputs: dict[tuple[Path, str], dict[str, Outputs]] = {}
 
     @cached_property
@@ -151,8 +156,9 @@ class Comparison:
         """Run the file, and its preprocessing alone, on the backend. Raises BackendError."""
         rows = self._rows(backend)
         feeds = {"runtime": self.pictures.runtime_road(rows)}
-        if backend.resizes:
-            feeds["graph"] = self.pictures.graph_road(rows, backend.most)
+        if backend.resizes and file.format == "onnx":  # of other formats it cannot be told what the resize made
+            most = None if backend.most is None else min(backend.most, _SLOW_GRAPH_MOST)
+            feeds["graph"] = self.pictures.graph_road(rows, most)
         outputs = self._run(file, backend, feeds)
         tensors, notes = self._tensors(file, backend, feeds)
         roads = [self._road(name, each, outputs[name], tensors[name]) for name, each in feeds.items()]
@@ -179,15 +185,20 @@ class Comparison:
                 manifest = write_probe(file.path, file.manifest, probe)
             except ParityError as problem:
                 raise BackendError(str(problem)) from problem
+            key = (backend.name, digest_of(probe))
+            if key in self._slow_tensors:  # the files of a bundle have their preprocessing in common
+                return self._slow_tensors[key], ()
+            notes: tuple[str, ...] = ()
             try:
-                with backend.opened(probe, manifest) as run:
-                    return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, ()
+                tensors = _probed(backend, probe, manifest, feeds)
             except BackendError as problem:  # a device that runs whole models only
                 if backend.module == BACKENDS[0].module:
                     raise
-                note = f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}"
-            with BACKENDS[0].opened(probe, manifest) as run:
-                return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, (note,)
+                notes = (f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}",)
+                tensors = _probed(BACKENDS[0], probe, manifest, feeds)
+        if backend.most is not None:
+            self._slow_tensors[key] = tensors
+        return tensors, notes
 
     def _road(
         self, name: str, feeds: list[Feed], outputs: dict[str, NDArray[np.float32]], tensors: NDArray[np.float32]
@@ -237,12 +248,16 @@ class Comparison:
 
     def _jump(self, cell: Cell, file: ModelFile, roads: list[Road]) -> Jump | None:
         """Trace the worst picture of the first road whose logits fail."""
-        for road in roads:
-            failed = [check for check in cell.failed if check.level == "numbers" and check.road == road.name]
-            if failed and file.format == "onnx":
-                worst = next((c.worst for c in failed if c.worst), road.feeds[0].name)
-                feed = next(each for each in road.feeds if each.name == worst)
+        if file.format != "onnx":
+            return None
+        failed = [check for check in cell.failed if check.level == "numbers"]
+        for check in failed:
+            if check.limit != _SATURATION:
+                road = next(each for each in roads if each.name == check.road)
+                feed = next((each for each in road.feeds if each.name == check.worst), road.feeds[0])
                 return find_jump(file.path, file.manifest.precision, self.run, feed.pixels, feed.name)
+        if failed:  # computed in float, all is well
+            return Jump("", "", "", 0.0, 0.0, None, None, failed[0].worst, "the float simulation")
         return None
 
     def _saturation(self, file: ModelFile, backend: Backend, roads: list[Road], limits: Tolerances) -> list[Check]:
@@ -256,8 +271,8 @@ class Comparison:
             gap = logit_errors(road.outputs["logits"], simulated[road.name]["logits"]).max(1)
             row = worst_of(gap)
             name, worst = "logits, off the float simulation", road.feeds[row].name
-            most = limits.saturation_max
-            checks.append(Check("numbers", road.name, name, float(gap[row]), most, worst=worst, limit="saturation_max"))
+            most = getattr(limits, _SATURATION)
+            checks.append(Check("numbers", road.name, name, float(gap[row]), most, worst=worst, limit=_SATURATION))
         return checks
 
     def _notes(self, roads: list[Road]) -> tuple[str, ...]:
@@ -274,6 +289,14 @@ class Comparison:
         if self.chosen.split == "train":
             notes.append("these images were trained on: decisions on them say little")
         return tuple(notes)
+
+
+def _probed(
+    backend: Backend, probe: Path, manifest: Manifest, feeds: dict[str, list[Feed]]
+) -> dict[str, NDArray[np.float32]]:
+    """The network's input by road."""
+    with backend.opened(probe, manifest) as run:
+        return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}
 
 
 def _ran(run: Runner, feeds: Sequence[Feed]) -> dict[str, NDArray[np.float32]]:
