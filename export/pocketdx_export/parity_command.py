@@ -75,7 +75,6 @@ def _write(report: Report, comparison: Comparison, opened: Bundle | None, option
     from pocketdx_runtime.files import write_atomically
 
     sheet = contact_sheet(report, comparison.pictures)
-    shown = page(report, sheet)
     if options["contact_sheet"]:
         if sheet:
             write_atomically(options["contact_sheet"], sheet, overwrite=True)
@@ -84,11 +83,12 @@ def _write(report: Report, comparison: Comparison, opened: Bundle | None, option
     for path, content in (
         (options["junit"], junit(report)),
         (options["markdown"], markdown(report)),
-        (options["html"], shown),
+        (options["html"], page(report, sheet)),
     ):
         if path:
             write_atomically(path, content.encode(), overwrite=True)
     # A comparison with another run says nothing of the bundle, and must not replace the one that does.
     if opened and opened.manifest.weights_digest == comparison.run.record.weights_digest:
         add_file(opened.folder, "parity.json", report.to_json())
-        add_file(opened.folder, "report.html", shown)
+        # A bundle is handed on, so no patient's picture goes into it.
+        add_file(opened.folder, "report.html", page(report, None))

@@ -225,13 +225,14 @@ class Comparison:
         end_to_end = replace(
             whole, logits=whole.logits[rows], probabilities=whole.probabilities[rows], embedding=whole.embedding[rows]
         )
+        lossy = file.manifest.precision != "fp32"
         checks: list[Check] = [
             *manifest_checks(file.manifest, self.run),
             *(check for each in roads for check in pixel_checks(each, limits)),
             *(check for each in roads for check in number_checks(each, limits)),
             *more,
-            *decision_checks(road, ours, reference, end_to_end, labels, limits),
-            *clinic_checks(figures, truth[rows], ours, limits, self.clinic),
+            *decision_checks(road, ours, reference, end_to_end, labels, limits, lossy=lossy),
+            *clinic_checks(figures, ours, limits, self.clinic, whole=len(rows) == len(self.chosen.positions)),
         ]
         return replace(
             cell,
