@@ -126,6 +126,32 @@ BACKENDS: tuple[Backend, ...] = (
         most=32,
         options={"cpu": "max"},
     ),
+    Backend(
+        "arm64-litert",
+        ("tflite",),
+        "arm64",
+        "LiteRT (XNNPACK) for ARM64 in qemu, Cortex-A76",
+        resizes=False,
+        most=32,
+        options={"cpu": "cortex-a76", "engine": "litert"},
+    ),
+    Backend("node", ("onnx",), "web", "onnxruntime-web in Node", most=32, options={"where": "node"}),
+    Backend(
+        "browser-1",
+        ("onnx",),
+        "web",
+        "onnxruntime-web in headless Chromium, one thread",
+        most=32,
+        options={"where": "browser", "threads": 1},
+    ),
+    Backend(
+        "browser-2",
+        ("onnx",),
+        "web",
+        "onnxruntime-web in headless Chromium, two threads",
+        most=32,
+        options={"where": "browser", "threads": 2},
+    ),
 )
 
 

@@ -1,5 +1,5 @@
 /** The server's side: which model it has, and its answers. Addresses are relative: the page may live under a path. */
-import { type Manifest, checkManifest } from "../core";
+import { type Manifest, checkManifest } from "../core/manifest";
 import { type Answer, Fault, type Sources } from "./protocol";
 
 declare const __ENGINE__: string;
