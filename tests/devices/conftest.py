@@ -72,15 +72,19 @@ def manifest(module: DeployModule) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def models(
-    module: DeployModule, manifest: Manifest, known: list[Pixels], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """The model's files by precision: "fp32", and "int8" with integer convolutions."""
-    folder = tmp_path_factory.mktemp("models")
-    paths = {precision: folder / f"model.{precision}.onnx" for precision in ("fp32", "int8")}
-    onnx.save(to_onnx(module, manifest), paths["fp32"])
-    quantize(known, paths["fp32"], paths["int8"])
-    return paths
+def fp32(module: DeployModule, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's file."""
+    path = tmp_path_factory.mktemp("models") / "model.fp32.onnx"
+    onnx.save(to_onnx(module, manifest), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def int8(fp32: Path, known: list[Pixels]) -> Path:
+    """The same with integer convolutions."""
+    path = fp32.with_name("model.int8.onnx")
+    quantize(known, fp32, path)
+    return path
 
 
 def quantize(known: list[Pixels], source: Path, target: Path) -> None:
@@ -107,12 +111,12 @@ def quantize(known: list[Pixels], source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def answers(models: dict[str, Path], manifest: Manifest, pictures: list[Pixels]) -> Answers:
-    """What a backend answers, by its name and the file's precision; asked once."""
+def answers(request: pytest.FixtureRequest, manifest: Manifest, pictures: list[Pixels]) -> Answers:
+    """What a backend answers, by its name and the file's fixture; asked once."""
 
     @cache
-    def ask(name: str, precision: str) -> Outputs:
-        with available(name).opened(models[precision], manifest) as run:
+    def ask(name: str, file: str) -> Outputs:
+        with available(name).opened(request.getfixturevalue(file), manifest) as run:
             return run(pictures)
 
     return ask

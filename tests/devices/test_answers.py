@@ -54,9 +54,9 @@ def test_int8_is_the_same_in_node_and_in_the_browser_with_one_thread_and_with_tw
 
 
 def test_a_device_answers_again_and_in_the_order_of_the_pictures(
-    models: dict[str, Path], manifest: Manifest, pictures: list[Pixels], expected: Outputs
+    fp32: Path, manifest: Manifest, pictures: list[Pixels], expected: Outputs
 ) -> None:
-    with available("node").opened(models["fp32"], manifest) as run:
+    with available("node").opened(fp32, manifest) as run:
         there, back = run(pictures)["logits"], run(pictures[::-1])["logits"]
         one = run(pictures[1:2])["logits"]
     np.testing.assert_array_equal(back, there[::-1])
@@ -73,9 +73,9 @@ def test_a_device_answers_again_and_in_the_order_of_the_pictures(
     ],
 )
 def test_a_program_sees_the_instruction_sets_of_its_processor(
-    name: str, has: set[str], lacks: set[str], models: dict[str, Path], manifest: Manifest
+    name: str, has: set[str], lacks: set[str], fp32: Path, manifest: Manifest
 ) -> None:
-    with available(name).opened(models["fp32"], manifest) as run:
+    with available(name).opened(fp32, manifest) as run:
         about = run.about
     assert about["architecture"] == "aarch64"
     assert has <= set(about["flags"])
@@ -84,10 +84,8 @@ def test_a_program_sees_the_instruction_sets_of_its_processor(
 
 
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_the_browsers_page_is_isolated_and_says_what_it_runs_in(
-    threads: int, models: dict[str, Path], manifest: Manifest
-) -> None:
-    with available(f"browser-{threads}").opened(models["fp32"], manifest) as run:
+def test_the_browsers_page_is_isolated_and_says_what_it_runs_in(threads: int, fp32: Path, manifest: Manifest) -> None:
+    with available(f"browser-{threads}").opened(fp32, manifest) as run:
         assert run.about["isolated"] is True
         assert run.about["threads"] == threads
         assert {"chromium", "onnxruntime-web"} <= run.about["software"].keys()

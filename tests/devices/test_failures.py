@@ -19,9 +19,9 @@ from .conftest import available
 
 
 @pytest.fixture
-def damaged(models: dict[str, Path], tmp_path: Path) -> Path:
+def damaged(fp32: Path, tmp_path: Path) -> Path:
     path = tmp_path / "damaged.onnx"
-    path.write_bytes(models["fp32"].read_bytes()[:-5000])
+    path.write_bytes(fp32.read_bytes()[:-5000])
     return path
 
 
@@ -35,34 +35,30 @@ def test_a_damaged_file_is_refused_in_one_line(name: str, damaged: Path, manifes
 
 
 @pytest.mark.slow
-def test_an_emulated_process_that_wants_too_much_memory_is_an_error(
-    models: dict[str, Path], manifest: Manifest
-) -> None:
+def test_an_emulated_process_that_wants_too_much_memory_is_an_error(fp32: Path, manifest: Manifest) -> None:
     available("arm64-cortex-a76")
     small = Limits(memory=64 << 20)
     with (
         pytest.raises(BackendError, match=r"cortex-a76 \(onnx\): ") as failed,
-        arm64.opened(models["fp32"], manifest, cpu="cortex-a76", limits=small),
+        arm64.opened(fp32, manifest, cpu="cortex-a76", limits=small),
     ):
         pass
     assert "\n" not in str(failed.value)
 
 
-def test_what_takes_too_long_is_ended(models: dict[str, Path], manifest: Manifest) -> None:
+def test_what_takes_too_long_is_ended(fp32: Path, manifest: Manifest) -> None:
     available("arm64-cortex-a76")
     with (
         pytest.raises(BackendError, match="no answer in"),
-        arm64.opened(models["fp32"], manifest, cpu="cortex-a76", limits=Limits(start=0.05)),
+        arm64.opened(fp32, manifest, cpu="cortex-a76", limits=Limits(start=0.05)),
     ):
         pass
     assert not list(processes("on_arm64.py"))
 
 
-def test_a_browser_that_is_killed_is_an_error(
-    models: dict[str, Path], manifest: Manifest, pictures: list[Pixels]
-) -> None:
+def test_a_browser_that_is_killed_is_an_error(fp32: Path, manifest: Manifest, pictures: list[Pixels]) -> None:
     available("browser-2")
-    with web.opened(models["fp32"], manifest, where="browser", threads=2) as run:
+    with web.opened(fp32, manifest, where="browser", threads=2) as run:
         assert isinstance(run, Worker)
         assert len(run(pictures[:1])["logits"]) == 1
         children = list(processes(str(run.folder / "profile")))
@@ -74,9 +70,9 @@ def test_a_browser_that_is_killed_is_an_error(
     wait_until_gone(str(run.folder / "profile"))
 
 
-def test_node_and_the_browser_end_with_their_context(models: dict[str, Path], manifest: Manifest) -> None:
+def test_node_and_the_browser_end_with_their_context(fp32: Path, manifest: Manifest) -> None:
     available("browser-2")
-    with web.opened(models["fp32"], manifest, where="browser", threads=2) as run:
+    with web.opened(fp32, manifest, where="browser", threads=2) as run:
         assert isinstance(run, Worker)
         folder = run.folder
         assert list(processes(str(folder)))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lively import SHAPES, draw, lively_network
 from pocketdx_export.bundle import Bundle, export_run
-from pocketdx_export.targets import TARGETS
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
 from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD
 from pocketdx_train.prepare import prepare
@@ -73,4 +73,4 @@ def run(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", TARGETS)
+    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets(("onnx",), (), has_data=False))
