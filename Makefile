@@ -10,13 +10,20 @@ DEMO := build/demo
 # In CI every test runs.
 SLOW ?= $(if $(CI),1,)
 
-.PHONY: demo test lint types format clean
+# Simulated devices; the tests look for them there.
+DEVICES := $(CURDIR)/.cache/pocketdx
+
+.PHONY: demo test devices lint types format clean
 
 demo: $(READY)
 	$(BIN)/pocketdx demo --out $(DEMO) --force
 
-test: lint types $(READY)
+test: lint types devices
 	$(BIN)/pytest $(if $(SLOW),--slow,)
+
+# What cannot be set up on this machine is skipped by its tests, with the reason.
+devices: $(READY)
+	-POCKETDX_CACHE=$(DEVICES) $(BIN)/pocketdx devices setup arm64 node browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -39,4 +46,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEVICES) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
