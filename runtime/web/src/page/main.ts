@@ -15,7 +15,7 @@ interface Job {
   readonly card: Card;
   /** Chosen when the picture was added: one that was added for this device is never sent by a later switch. */
   place: Place;
-  failure: string | null;
+  failure: Fault | null;
 }
 
 const cards = byId("cards", HTMLOListElement);
@@ -67,6 +67,7 @@ function onDevice(): Promise<Opened> {
     .then(({ digest }) => withKey(() => call("open", { ...sourcesOf(name, digest), keep: keptDigests() }, showProgress)))
     .catch((error: unknown) => {
       opened = null;
+      if (place === "device") showTrouble(error);
       throw error;
     });
   return opened;
@@ -128,13 +129,13 @@ function showMode(): void {
 }
 
 function showFailure(job: Job): void {
-  job.card.failed(job.failure ?? "", {
-    text: `Try again ${PLACES[place]}`,
-    act: () => {
-      job.place = place;
-      enqueue(job);
-    },
-  });
+  const act = () => {
+    job.place = place;
+    enqueue(job);
+  };
+  // A bad picture stays bad where it was refused, but the server reads kinds of pictures that browsers do not.
+  const hopeless = job.failure?.kind === "picture" && place === job.place;
+  job.card.failed(job.failure?.message ?? "", hopeless ? null : { text: `Try again ${PLACES[place]}`, act });
 }
 
 function add(files: readonly File[]): void {
@@ -173,9 +174,9 @@ function enqueue(job: Job): void {
       announce(await (job.place === "device" ? examineHere(job) : examineThere(job)));
       performance.mark("pocketdx:answer");
     } catch (error) {
-      job.failure = message(error);
+      job.failure = error instanceof Fault ? error : new Fault("other", message(error));
       showFailure(job);
-      announce(`${job.file.name}: no answer. ${job.failure}`);
+      announce(`${job.file.name}: no answer. ${job.failure.message}`);
     }
   });
 }
