@@ -42,6 +42,7 @@ OURS, LITSERVE, PLAIN, INSIDE = "PocketDx", "LitServe + onnxruntime", "FastAPI +
 SMALL, LARGE = "224 px JPEG", "12-megapixel photo"
 CONNECTIONS = 4
 BOUNDARY = "bench"
+STAGES = ("start", "paced", "overload", "slow", "memory", "malformed")
 
 
 @dataclass(frozen=True)
@@ -366,6 +367,7 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=10, help="seconds of overload [10]")
     parser.add_argument("--requests", type=int, default=2000, help="for the memory [2000]")
     parser.add_argument("--malformed", type=int, default=1000, help="bodies [1000]")
+    parser.add_argument("--stage", action="append", default=[], choices=STAGES, help="only this after the throughput")
     options = parser.parse_args()
     model = Model(options.model, threads=1).load()
     servers = {OURS: ours(options.model)}
@@ -379,18 +381,21 @@ def main() -> None:
             Payload.make(Path(folder), LARGE, photo(0, detail=0.0)),
         ]
         small = payloads[0]
-        print(start_up(servers[OURS], small, max(3, options.rounds)), end="\n\n", flush=True)
         found = throughput(model, payloads, servers, options.seconds, options.rounds)
         print(show_throughput(found), end="\n\n", flush=True)
         most = statistics.median(found[SMALL][OURS])
-        for line in (
-            paced(servers[OURS], small, most, max(5.0, options.seconds)),
-            overload(servers[OURS], small, most, options.overload),
-            slow_clients(servers[OURS], small),
-            memory(servers[OURS], payloads, options.requests),
-            malformed(servers[OURS], small, options.malformed),
-        ):
-            print(f"- {line}", flush=True)
+        start = servers[OURS]
+        stages: dict[str, Callable[[], str]] = {
+            "start": lambda: start_up(start, small, max(3, options.rounds)),
+            "paced": lambda: paced(start, small, most, max(5.0, options.seconds)),
+            "overload": lambda: overload(start, small, most, options.overload),
+            "slow": lambda: slow_clients(start, small),
+            "memory": lambda: memory(start, payloads, options.requests),
+            "malformed": lambda: malformed(start, small, options.malformed),
+        }
+        for name, stage in stages.items():
+            if name in options.stage or not options.stage:
+                print(f"- {stage()}", flush=True)
     print(f"\n{options.seconds:g} s a measurement, {options.rounds} rounds, taking turns; medians.\n")
     print(circumstances(["fastapi", "uvicorn", "uvloop", "torch"]))
 
