@@ -17,7 +17,7 @@ from pocketdx_export.backends import backends_for
 from pocketdx_export.card import model_card
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
-from pocketdx_export.golden import golden_archive
+from pocketdx_export.golden import add_own_answers, golden_archive
 from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
 from pocketdx_export.targets import TARGETS, Target
@@ -32,6 +32,8 @@ MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 CARD_FILE = "MODEL_CARD.md"
 SUMS_FILE = "SHA256SUMS"
+# Formats that hold the ONNX graph of their precision, and so must answer as it does.
+_OF_THE_GRAPH = ("onnx", "ort")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def export_run(
             path = aside / target.file_name()
             try:
                 formats.write(target, material, path)
+                _remember_answers(target, material, aside / GOLDEN_FILE)
                 worst = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
             except PocketDxError as problem:
                 _remove(path)
@@ -126,6 +129,13 @@ def export_run(
         (aside / CARD_FILE).write_text(model_card(manifest, run), "utf-8")
         (aside / SUMS_FILE).write_text(sums(aside), "utf-8")
     return Bundle.open(out)
+
+
+def _remember_answers(target: Target, material: Material, golden: Path) -> None:
+    """Golden answers of a lossy precision's own graph, which files made of that graph are held to."""
+    if target.precision != "fp32" and target.format in _OF_THE_GRAPH:
+        floor = TOLERANCES.golden()["fp32"]
+        add_own_answers(golden, material.graph(target.precision), target.precision, floor)
 
 
 def size_of(path: Path) -> int:
@@ -180,12 +190,22 @@ def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> flo
             answers = run([values.images[row] for row in used])
     except PocketDxError as problem:
         raise ExportError(f"{path.name}: written, but does not run here ({problem})") from problem
-    expected = {name: array[np.array(used)] for name, array in values.outputs.items() if name in answers}
-    checks = check_outputs(expected, answers, values.tolerances[manifest.precision], (golden.name, path.name))
-    if not checks or not all(checks):
-        differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in checks)
-        raise ExportError(f"{path.name}: answers differ from PyTorch's on the golden inputs ({differences})")
-    return next(each.max_difference for each in checks if each.output == "logits")
+    compared = [("PyTorch's", values.outputs, values.tolerances.get(manifest.precision))]
+    if target.format in _OF_THE_GRAPH and manifest.precision in values.own:
+        compared.append(("its graph's", *values.own[manifest.precision]))
+    worst = None
+    for whose, outputs, tolerances in compared:
+        if tolerances is None:  # int8 on drawn pictures; see `tolerances.ToleranceTable.golden`
+            continue
+        expected = {name: array[np.array(used)] for name, array in outputs.items() if name in answers}
+        checks = check_outputs(expected, answers, tolerances, (golden.name, path.name))
+        if not checks or not all(checks):
+            differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in checks)
+            raise ExportError(f"{path.name}: answers differ from {whose} on the golden inputs ({differences})")
+        worst = next(each.max_difference for each in checks if each.output == "logits")
+    if worst is None:
+        raise ExportError(f"{path.name}: no golden answers for {target.name} to check it with")
+    return worst
 
 
 def sums(folder: Path) -> str:

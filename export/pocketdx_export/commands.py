@@ -40,7 +40,7 @@ def export(
     from pocketdx_export.targets import choose_targets
     from pocketdx_runtime.files import check_free
 
-    targets = choose_targets(formats, precisions)
+    targets = choose_targets(formats, precisions, has_data=data is not None)
     check_free(out, overwrite=force)
 
     from pocketdx_export.bundle import export_run

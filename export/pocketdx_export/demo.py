@@ -12,7 +12,7 @@ from pathlib import Path
 from pocketdx_export.bundle import Bundle, add_file, export_run
 from pocketdx_export.parity import Report, compare_file
 from pocketdx_export.parity.show.page import page
-from pocketdx_export.targets import TARGETS
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.files import folder_written_aside
 from pocketdx_runtime.model import Model
 from pocketdx_train import synthetic
@@ -88,7 +88,8 @@ def run_demo(
 
         say("\n3. Export: one self-contained ONNX file, preprocessing inside")
         run = Run.open(aside / RUN)
-        bundle = export_run(run, aside / BUNDLE, TARGETS, name="synthetic-smears-demo", say=_indented(say))
+        targets = choose_targets(("onnx",), (), has_data=False)
+        bundle = export_run(run, aside / BUNDLE, targets, name="synthetic-smears-demo", say=_indented(say))
 
         say("\n4. Verify: the file against the full PyTorch model, from the image files on")
         chosen = choose_set(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx
 
 from pocketdx_export.deploy import DeployModule
+from pocketdx_export.errors import ExportError
 from pocketdx_export.graph import to_onnx
+from pocketdx_export.quantize import Built, build
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.run import Run
 
@@ -34,12 +36,38 @@ class Material:
     data: Path | None = None
     cache: Path | None = None
     say: Callable[[str], None] = lambda _: None
+    _built: dict[str, Built] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def manifest(self, precision: str) -> Manifest:
-        """What a file of this precision says about itself."""
-        return replace(self.fp32_manifest, precision=precision)
+        """What a file of this precision says about itself; how it was quantized, if `graph` has made it."""
+        _, quantization = self._built.get(precision, (None, None))
+        return replace(self.fp32_manifest, precision=precision, quantization=quantization)
+
+    def graph(self, precision: str) -> onnx.ModelProto:
+        """The checked graph of a precision with its manifest, made once; copy it before changing it.
+
+        Raises:
+            ExportError: it cannot be made of this run and data.
+        """
+        if precision not in self._built:
+            model, quantization = build(self, precision)
+            manifest = replace(self.fp32_manifest, precision=precision, quantization=quantization)
+            manifest.write_to(model)
+            try:
+                onnx.checker.check_model(model, full_check=True)
+            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+                raise ExportError(f"{precision}: the graph is not valid ONNX ({problem})") from problem
+            self._built[precision] = model, quantization
+        return self._built[precision][0]
 
     @cached_property
     def fp32_graph(self) -> onnx.ModelProto:
         """The checked fp32 graph with its manifest; copy it before changing it."""
         return to_onnx(self.module, self.fp32_manifest)
+
+    @cached_property
+    def float_tflite(self) -> bytes:
+        """The network as a float32 LiteRT file without metadata; converting takes most of a phone format's time."""
+        from pocketdx_export.formats.tflite import converted
+
+        return converted(self.module)

@@ -10,14 +10,17 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pocketdx_serve.body import ClientGone
+from pocketdx_serve.logs import REQUEST
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pocketdx_serve.metrics import Metrics
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET: Final = frozenset({"/livez", "/readyz"})
+_QUIET: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 CLIENT_GONE: Final = 499
 """Logged, never sent: nginx's code for a client that closed the connection before its answer."""
 
@@ -37,8 +40,9 @@ log = logging.getLogger("pocketdx.serve")
 class Envelope:
     """ASGI middleware; written against ASGI directly, because it costs each request."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -62,6 +66,7 @@ class Envelope:
                 message["headers"] = headers
             await send(message)
 
+        self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_sealed)
         except ClientGone:
@@ -72,7 +77,12 @@ class Envelope:
             if not status:
                 await _send_internal(request_id, send_sealed)
         finally:
-            _log(scope, status, request_id, notes, time.perf_counter() - started)
+            self.metrics.in_flight.dec()
+            seconds = time.perf_counter() - started
+            # The route's template, not the path: a path is the client's text and may be anything.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.request(route, status, notes.get("reason"), seconds)
+            _log(scope, route, status, request_id, notes, seconds)
 
 
 def _request_id(scope: Scope) -> str:
@@ -91,9 +101,7 @@ async def _send_internal(request_id: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": json.dumps(problem.document(request_id)).encode()})
 
 
-def _log(scope: Scope, status: int, request_id: str, notes: dict[str, Any], seconds: float) -> None:
-    # The route's template, not the path: a path is the client's text and may be anything.
-    route = getattr(scope.get("route"), "path", "unknown")
+def _log(scope: Scope, route: str, status: int, request_id: str, notes: dict[str, Any], seconds: float) -> None:
     if route in _QUIET and status == 200:
         return
     fields = {
@@ -104,4 +112,4 @@ def _log(scope: Scope, status: int, request_id: str, notes: dict[str, Any], seco
         "ms": round(seconds * 1000, 1),
         **notes,
     }
-    log.info("request", extra={"fields": fields})
+    log.info(REQUEST, extra={"fields": fields})

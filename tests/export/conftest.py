@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pocketdx_export.bundle import Bundle, export_run
 from pocketdx_export.golden import golden_pictures
-from pocketdx_export.targets import TARGETS
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.image import resize
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
 from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD, Network
@@ -114,4 +114,4 @@ def lively_network(architecture: str, preprocessing: Preprocessing, pixels: NDAr
 
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", TARGETS)
+    return export_run(run, tmp_path_factory.mktemp("bundles") / "bundle", choose_targets(("onnx",), (), has_data=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnx import ModelProto
 from onnx.checker import MAXIMUM_PROTOBUF
 
 from pocketdx_export.errors import ExportError
@@ -18,13 +17,7 @@ def write(target: Target, material: Material, path: Path) -> None:
     Raises:
         ExportError: the graph cannot be made, or is too large for one file.
     """
-    content: bytes = _graph(target, material).SerializeToString(deterministic=True)
+    content: bytes = material.graph(target.precision).SerializeToString(deterministic=True)
     if len(content) > MAXIMUM_PROTOBUF:
         raise ExportError(f"{target.name}: over 2 GB, more than one ONNX file can hold")
     path.write_bytes(content)
-
-
-def _graph(target: Target, material: Material) -> ModelProto:
-    if target.precision == "fp32":
-        return material.fp32_graph
-    raise ExportError(f"{target.name}: no such precision")

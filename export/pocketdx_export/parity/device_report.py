@@ -85,8 +85,8 @@ def _file_of(path: Path, content: Mapping[str, Any], files: Sequence[ModelFile])
         if not file.failed and digest_of(file.path) == content["digest"]:
             return file
     raise ParityError(
-        f"{path}: tested another file ({content.get('model')}, SHA-256 {content['digest'][:12]}...) than this bundle's; "
-        "copy the bundle to the device again"
+        f"{path}: tested another file ({content.get('model')}, SHA-256 {content['digest'][:12]}...), none of this "
+        "bundle's; copy the bundle to the device again"
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketdx_export.backends import Backend, BackendError, Runner
+from pocketdx_export.backends import BACKENDS, Backend, BackendError, Runner, UnsupportedError
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity.files import ModelFile, check_comparable
 from pocketdx_export.parity.levels import Road
@@ -40,7 +40,6 @@ from pocketdx_train.evaluation import ChosenSet
 from pocketdx_train.run import Run
 
 _BATCH = 32
-# Pictures of each road for which a slow backend also shows the tensor that its network gets.
 _PLAIN = "onnxruntime-plain"
 _DEFAULT = "onnxruntime"
 
@@ -103,6 +102,8 @@ class Comparison:
         started = time.monotonic()
         try:
             roads, notes = self._roads(file, backend)
+        except UnsupportedError as problem:
+            return replace(cell, not_run=str(problem), facts=file.facts())
         except BackendError as problem:
             return replace(cell, error=str(problem), facts=file.facts())
         compared = self._judged(cell, file, limits, roads)
@@ -132,7 +133,7 @@ class Comparison:
                 "limit": self.limit,
                 "margin": self.clinic.margin,
                 "require_noninferiority": self.clinic.require,
-                "tolerances": {name: each for name, each in self.table.by_precision.items()},
+                "tolerances": dict(self.table.by_precision),
                 "labels": list(self.run.record.labels),
                 "software": {"torch": torch.__version__, **machine.software},
                 "machine": machine,
@@ -162,13 +163,20 @@ class Comparison:
             fed = {name: self.reference.normalised(np.stack([f.pixels for f in each])) for name, each in feeds.items()}
             return fed, ("pixels: what is fed; this format does not show the tensor inside",)
         with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder) / f"probe.{file.path.name}"
+            probe = Path(folder) / "probe.onnx"
             try:
-                write_probe(file.path, probe)
+                manifest = write_probe(file.path, file.manifest, probe)
             except ParityError as problem:
                 raise BackendError(str(problem)) from problem
-            with backend.opened(probe, file.manifest) as run:
-                return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, ()
+            try:
+                with backend.opened(probe, manifest) as run:
+                    return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, ()
+            except BackendError as problem:  # a device that runs whole models only
+                if backend.module == BACKENDS[0].module:
+                    raise
+                note = f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}"
+            with BACKENDS[0].opened(probe, manifest) as run:
+                return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, (note,)
 
     def _road(
         self, name: str, feeds: list[Feed], outputs: dict[str, NDArray[np.float32]], tensors: NDArray[np.float32]

@@ -79,6 +79,7 @@ def every_tensor(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]]) -> li
 def _honest_graph(folder: Path, weights_digest: str) -> onnx.ModelProto:
     """The run exported afresh: the graph as it should be. Takes seconds, so that the last ones are kept."""
     run = Run.open(folder)
+    assert run.record.weights_digest == weights_digest
     network = run.network()
     manifest = Manifest(
         name=folder.name,

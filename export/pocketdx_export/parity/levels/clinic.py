@@ -103,7 +103,7 @@ def clinical_figures(
 def clinic_checks(
     figures: Sequence[ClinicalFigure], truth: Ints, ours: Side, limits: Tolerances, clinic: Clinic
 ) -> list[Check]:
-    """Red where a figure is shown to be worse by more than the margin, or, if required, where it is not shown not to be.
+    """Red where a figure is shown to be worse by more than the margin; if required, also where that is not shown.
 
     The difference of the mean AUC has a tolerance of its own, which needs no statistics.
     """

@@ -60,10 +60,8 @@ def side_of(
         with np.errstate(divide="ignore"):
             scores = np.log(own) - np.log1p(-own)
         top = own.argmax(1)
-    if thresholds.values is None:
-        found = np.arange(own.shape[1]) == top[:, None]
-    else:
-        found = own >= np.array(thresholds.values)
+    most_probable = np.arange(own.shape[1]) == top[:, None]
+    found = most_probable if thresholds.values is None else own >= np.array(thresholds.values)
     to_run = np.argsort(columns)  # which of the run's labels a column of this side is
     return Side(own[:, columns], scores[:, columns], found[:, columns], to_run[top])
 
@@ -105,18 +103,19 @@ def flips(road: Road, ours: Side, reference: Side, truth: NDArray[np.int64], lab
     for position, feed in enumerate(road.feeds):
         changed = np.flatnonzero(ours.found[position] != reference.found[position]).tolist()
         moved = ours.top[position] != reference.top[position]
-        for k in sorted({*changed, *([int(reference.top[position])] if moved else [])}):
-            found.append(
-                Flip(
-                    picture=feed.name,
-                    row=feed.row,
-                    label=labels[k],
-                    truth=labels[truth[feed.row]],
-                    reference=float(reference.probabilities[position, k]),
-                    ours=float(ours.probabilities[position, k]),
-                    kind="top-1" if moved else "threshold",
-                )
+        found += [
+            Flip(
+                picture=feed.name,
+                row=feed.row,
+                label=labels[k],
+                truth=labels[truth[feed.row]],
+                reference=float(reference.probabilities[position, k]),
+                ours=float(ours.probabilities[position, k]),
+                kind="top-1" if moved else "threshold",
             )
+            # Of two classes that change places, the one that the full model names.
+            for k in ([int(reference.top[position])] if moved else changed)
+        ]
     return tuple(sorted(found, key=lambda flip: -abs(flip.ours - flip.reference)))
 
 
