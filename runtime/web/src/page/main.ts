@@ -231,11 +231,11 @@ function setUpInputs(): void {
 }
 
 async function setUpModels(): Promise<void> {
-  names = await modelNames();
+  names = await withKey(modelNames).catch(() => []);
   const select = byId("model-select", HTMLSelectElement);
   if (names.length < 2) return;
   select.replaceChildren(...names.map((each) => make("option", { value: each, textContent: each })));
-  byId("model-choice", HTMLLabelElement).hidden = false;
+  byId("model-choice", HTMLParagraphElement).hidden = false;
   select.addEventListener("change", () => {
     name = select.value;
     served = null;
