@@ -74,3 +74,10 @@ class Material:
     def fp32_graph(self) -> onnx.ModelProto:
         """The checked fp32 graph with its manifest; copy it before changing it."""
         return to_onnx(self.module, self.fp32_manifest)
+
+    @cached_property
+    def float_tflite(self) -> bytes:
+        """The network as a float32 LiteRT file without metadata; converting takes most of a phone format's time."""
+        from pocketdx_export.formats.tflite import converted
+
+        return converted(self.module)

@@ -45,11 +45,34 @@ class Target:
         return next((module for module in self.needs if find_spec(module) is None), None)
 
 
+_TFLITE = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "tensorflow_lite_support")
+# tflite-support is not part of the extra: it asks for protobuf below 4, which onnx cannot live with. The half of it
+# that is used here works with any.
+_TFLITE_INSTALL = "pip install 'pocketdx[tflite]' && pip install --no-deps tflite-support==0.4.4"
+_ORT = "onnxruntime, also builds reduced to the operators of this model"
+_PHONES = "LiteRT and MediaPipe: Android, iOS"
+
 TARGETS: tuple[Target, ...] = (
     Target("onnx-fp32", "onnx", "fp32", "fp32.onnx", "onnxruntime: servers, Android, iOS, Windows, browsers"),
     Target("onnx-fp16", "onnx", "fp16", "fp16.onnx", "the same; half the size, computes in float32"),
     Target("onnx-w8", "onnx", "w8", "w8.onnx", "the same; about a quarter of the size, computes in float32"),
     Target("onnx-int8", "onnx", "int8", "int8.onnx", "the same; computes in 8 bits where it helps", needs_data=True),
+    Target("ort-fp32", "ort", "fp32", "fp32.ort", _ORT),
+    Target("ort-fp16", "ort", "fp16", "fp16.ort", _ORT),
+    Target("ort-w8", "ort", "w8", "w8.ort", _ORT),
+    Target("ort-int8", "ort", "int8", "int8.ort", _ORT, needs_data=True),
+    Target("tflite-fp32", "tflite", "fp32", "fp32.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
+    Target("tflite-w8", "tflite", "w8", "w8.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
+    Target(
+        *("coreml-fp16", "coreml", "fp16", "fp16.mlpackage", "CoreML: iOS 16, macOS 13 and newer"),
+        needs=("coremltools",),
+        install="pip install 'pocketdx[coreml]'",
+    ),
+    Target(
+        *("executorch-fp32", "executorch", "fp32", "fp32.pte", "ExecuTorch: Android, iOS"),
+        needs=("executorch",),
+        install="pip install 'pocketdx[executorch]'",
+    ),
 )
 
 

@@ -286,7 +286,7 @@ class Manifest:
         """
         text = metadata.get(MANIFEST_KEY)
         if text is None:
-            raise ManifestError(f"{source}: an ONNX file without a PocketDx manifest; make one with `pocketdx export`")
+            raise ManifestError(f"{source}: a model without a PocketDx manifest; make one with `pocketdx export`")
         return cls.from_json(text, source)
 
     def write_to(self, model_proto: ModelProto) -> None:

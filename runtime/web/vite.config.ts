@@ -2,10 +2,11 @@
 import { createHash } from "node:crypto";
 import { readFileSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
-import { join, relative } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { type Plugin, defineConfig } from "vite";
 
-const { version } = createRequire(import.meta.url)("onnxruntime-web/package.json") as { version: string };
+const ENGINE = dirname(createRequire(import.meta.url).resolve("onnxruntime-web"));
+const { version } = JSON.parse(readFileSync(join(ENGINE, "../package.json"), "utf8")) as { version: string };
 
 export default defineConfig({
   base: "./",
@@ -43,6 +44,7 @@ function noWasmAsset(): Plugin {
 function shellList(): Plugin {
   return {
     name: "shell-list",
+    enforce: "post", // index.html is written last
     generateBundle(_options, bundle) {
       const worker = Object.values(bundle).find((each) => each.fileName === "sw.js");
       if (worker?.type !== "chunk") throw new Error("no sw.js in the bundle");
@@ -59,6 +61,7 @@ function shellList(): Plugin {
         const path = join(each.parentPath, each.name);
         if (each.isFile()) add(relative("public", path), readFileSync(path));
       }
+      if (!files.includes("index.html")) throw new Error("no index.html among the files of the page");
       files.sort();
       const shell = JSON.stringify({ version: hash.digest("hex").slice(0, 16), files });
       worker.code = worker.code.replace(/(["'`])__SHELL__\1/, () => JSON.stringify(shell));

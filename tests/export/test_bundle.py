@@ -28,7 +28,7 @@ from pocketdx_runtime.selftest import run_selftest
 from pocketdx_train.run import Run
 
 # What can be made of the run alone.
-DATALESS = choose_targets((), (), has_data=False)
+DATALESS = choose_targets(("onnx",), (), has_data=False)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ class TestBadInput:
             choose_targets(("teapot",), ())
 
     def test_an_existing_bundle_is_left_alone_unless_forced(self, copy: Path, run: Run) -> None:
-        arguments = [str(run.folder), "--out", str(copy)]
+        arguments = [str(run.folder), "--out", str(copy), "--format", "onnx", "--precision", "fp32"]
         before = (copy / "manifest.json").read_bytes()
         refused = CliRunner().invoke(export, arguments)
         assert isinstance(refused.exception, PocketDxError)

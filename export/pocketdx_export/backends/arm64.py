@@ -47,4 +47,6 @@ def opened(
         environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{folder}"
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         with worker(f"{cpu} ({engine})", command, environment=environment, folder=folder, limits=limits) as run:
+            # LiteRT's wheel does not tell its version.
+            run.about = {**run.about, "software": {**arm64.versions(), **run.about["software"]}}
             yield run

@@ -74,6 +74,11 @@ def absent() -> str | None:
     return stale and (unavailable() or stale)
 
 
+def versions() -> dict[str, str]:
+    """Of qemu and of the packages, where it is set up."""
+    return dict((folder().ready() or {}).get("versions", {}))
+
+
 def command(cpu: str, *arguments: str | Path) -> tuple[list[str], dict[str, str]]:
     """How to run the ARM64 Python.
 

@@ -75,7 +75,25 @@ def open_onnx(path: Path, threads: int) -> tuple[Run, dict[str, str]]:
     return lambda pixels: session.run(pixels, session.manifest.outputs), {"onnxruntime": onnxruntime.__version__}
 
 
-OPENERS: dict[str, Callable[[Path, int], tuple[Run, dict[str, str]]]] = {"onnx": open_onnx}
+def open_litert(path: Path, threads: int) -> tuple[Run, dict[str, str]]:
+    """LiteRT on a file of ours: one picture at a time, float32 [1, S, S, 3], 0 to 1 (see `formats.tflite`)."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    signature = interpreter.get_signature_runner()
+
+    def run(pixels: Any) -> dict[str, Any]:
+        rows = []
+        for picture in pixels:
+            answers = signature(image=picture[np.newaxis].astype(np.float32) / np.float32(255))
+            rows.append({name: values.copy() for name, values in answers.items()})
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    return run, {}
+
+
+OPENERS: dict[str, Callable[[Path, int], tuple[Run, dict[str, str]]]] = {"onnx": open_onnx, "litert": open_litert}
 
 
 def describe(engine: dict[str, str]) -> dict[str, Any]:

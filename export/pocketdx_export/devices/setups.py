@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 
 class Home(Protocol):
-    """What a device's module has."""
+    """What sets a device up."""
 
     def absent(self) -> str | None:
         """Why it cannot be used now, with the remedy; None when it can."""
@@ -23,18 +23,21 @@ class Device:
     """A device that is simulated here.
 
     Attributes:
-        name: on the command line.
-        module: of this package, see `Home`.
+        name: on the command line, and of its module in this package, see `Home`.
         shown: for people.
     """
 
     name: str
-    module: str
     shown: str
 
     def home(self) -> Home:
-        """Import its module."""
-        return cast("Home", import_module(f"pocketdx_export.devices.{self.module}"))
+        """Import what sets it up: the module of its name."""
+        return cast("Home", import_module(f"pocketdx_export.devices.{self.name}"))
 
 
-DEVICES = (Device("arm64", "arm64", "an ARM64 Linux machine: Debian's Python under qemu's user mode"),)
+DEVICES = (
+    Device("arm64", "an ARM64 Linux machine: Debian's Python under qemu's user mode"),
+    Device("task_library", "TensorFlow Lite Support's Task library, in an environment of its own"),
+    Device("node", "the runtime for the web, in Node"),
+    Device("browser", "the runtime for the web, in headless Chromium"),
+)

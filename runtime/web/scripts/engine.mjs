@@ -9,9 +9,9 @@ import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
 
-const require = createRequire(import.meta.url);
-const { version } = require("onnxruntime-web/package.json");
-const wasm = readFileSync(join(dirname(require.resolve("onnxruntime-web")), "ort-wasm-simd-threaded.wasm"));
+const engine = dirname(createRequire(import.meta.url).resolve("onnxruntime-web"));
+const { version } = JSON.parse(readFileSync(join(engine, "../package.json"), "utf8"));
+const wasm = readFileSync(join(engine, "ort-wasm-simd-threaded.wasm"));
 const folder = join(import.meta.dirname, "../../../serve/pocketdx_serve/web/engine");
 rmSync(folder, { recursive: true, force: true });
 mkdirSync(folder, { recursive: true });

@@ -1,5 +1,6 @@
 /** Numbers and answers in words. */
-import { type Diagnosis, type Manifest, diagnose } from "../core";
+import { type Diagnosis, diagnose } from "../core/diagnosis";
+import type { Manifest } from "../core/manifest";
 import type { Answer } from "./protocol";
 
 const PERCENT = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
