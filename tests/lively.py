@@ -31,11 +31,16 @@ def draw(kind: str, number: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def lively_network(architecture: str, preprocessing: Preprocessing, pixels: NDArray[np.uint8]) -> Network:
+def lively_network(
+    architecture: str, preprocessing: Preprocessing, pixels: NDArray[np.uint8], *, seed: int = 0
+) -> Network:
     """Random weights, but batch norms that know the data, and logits of a trained network's spread."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = Network(architecture, 2, preprocessing, dropout=0.0).train()
     for module in network.modules():
+        bias = getattr(module, "bias", None)
+        if bias is not None and not isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(bias, std=0.05)  # a fresh one is 0, and the exporter shares equal constants
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the plain mean over all batches
     drawn = np.stack([resize(picture, preprocessing.size) for picture in golden_pictures(preprocessing.size)])

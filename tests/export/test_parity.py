@@ -1,4 +1,4 @@
-"""Parity: what passes, what fails, what cannot be compared, and what the command writes. (test_parity_mutations.py breaks files.)"""
+"""Parity: what passes, what fails, what cannot be compared, what is written. test_parity_mutations.py breaks files."""
 
 from __future__ import annotations
 
