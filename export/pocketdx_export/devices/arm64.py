@@ -110,9 +110,9 @@ def set_up(say: Callable[[str], None]) -> None:
         apt = debian.Apt.private(scratch / "apt", "arm64", debian.own_architecture())
         for package in apt.with_dependencies(*_PACKAGES):
             debian.unpack(package, root)
-        for each in ("bin", "lib"):  # since Debian 13 packages have these in usr alone
-            if not (root / each).exists():
-                (root / each).symlink_to(f"usr/{each}")
+        for name in ("bin", "lib"):  # since Debian 13 packages have these in usr alone
+            if not (root / name).exists():
+                (root / name).symlink_to(f"usr/{name}")
         python = _python(root)
         say("qemu")
         versions = {"python": python, "qemu": _unpack_qemu(apt, aside / _QEMU)}
