@@ -20,6 +20,8 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import add_own_answers, golden_archive
 from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
+from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
+from pocketdx_export.quantize.trial import Timer
 from pocketdx_export.targets import TARGETS, Target
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.files import folder_written_aside, write_atomically
@@ -83,6 +85,9 @@ def export_run(
     data: Path | None = None,
     cache: Path | None = None,
     force: bool = False,
+    budget: Budget | None = DEFAULT_BUDGET,
+    qat: bool = False,
+    timer: Timer | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `run` into the new folder `out`; each file is opened and answers the golden inputs first.
@@ -97,6 +102,7 @@ def export_run(
         data: the run's labelled images, for precisions that are calibrated.
         cache: folder of decoded images; None is the default one.
         force: replace a bundle that is there.
+        budget, qat, timer: of int8; see `Material`.
         say: called with a line for people after each file.
 
     Raises:
@@ -106,7 +112,7 @@ def export_run(
     manifest = manifest_of(run, name or run.folder.resolve().name)
     with folder_written_aside(out, overwrite=force, marker=MANIFEST_FILE) as aside:
         module = DeployModule(run.network(), run.record.temperature).eval()
-        material = Material(run, module, manifest, data, cache, say)
+        material = Material(run, module, manifest, data, cache, say, budget, qat, timer)
         (aside / GOLDEN_FILE).write_bytes(golden_archive(module, TOLERANCES.golden()))
         written, failed = [], []
         for target in targets:
@@ -122,6 +128,8 @@ def export_run(
                 continue
             written.append({"target": target.name, "file": path.name, "bytes": size_of(path), "checked": outcome.by})
             say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; {outcome}")
+        for name, report in material.reports.items():
+            (aside / name).write_bytes(report)
         if not written:
             raise ExportError("; ".join(each["reason"] for each in failed) or "no target to export")
         content = {"model": manifest.to_dict(), "files": written, "failed": failed}

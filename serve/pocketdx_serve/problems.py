@@ -49,6 +49,7 @@ KINDS: Mapping[str, Kind] = _kinds(
     (400, "malformed-multipart", "The multipart body cannot be read"),
     (400, "unexpected-field", "The multipart body has a field that is not known here"),
     (400, "bad-request", "The request cannot be read"),
+    (401, "unauthorized", "An API key is needed"),
     (404, "not-found", "There is nothing at this address"),
     (404, "output-missing", "The model has no such output"),
     (404, "model-missing", "There is no model of that name"),
@@ -59,8 +60,10 @@ KINDS: Mapping[str, Kind] = _kinds(
     (416, "range", "The range begins past the end"),
     (415, "content-type", "This content type is not read here"),
     (415, "content-encoding", "Compressed request bodies are not read here"),
+    (429, "rate-limited", "This key has sent too much"),
     # The server. All of these are deliberate, except the last.
     (503, "overloaded", "The server is full"),
+    (503, "audit-unavailable", "The audit log cannot be written, so no answer is given"),
     (503, "out-of-memory", "The server has no memory left for this image"),
     (503, "starting", "The model is being loaded"),
     (503, "draining", "The server is shutting down"),

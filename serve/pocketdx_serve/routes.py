@@ -12,6 +12,7 @@ from pocketdx_serve import docs
 from pocketdx_serve.body import RAW_TYPES, Upload
 from pocketdx_serve.downloads import Download, etag_of
 from pocketdx_serve.engine import Engine
+from pocketdx_serve.metrics import CONTENT_TYPE
 from pocketdx_serve.problems import KINDS, MEDIA_TYPE, Problem
 from pocketdx_serve.schemas import (
     Diagnoses,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BINARY: Final = {"type": "string", "format": "binary"}
+_FILE: Final[dict[str, Any]] = {"content": {"application/octet-stream": {"schema": _BINARY}}}
 IMAGE_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
@@ -59,8 +61,10 @@ IMAGE_BODY: Final[dict[str, Any]] = {
 }
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def document_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route, for the OpenAPI document."""
     meaning = {
+        401: "No API key, or not a known one.",
         400: "Nothing sent, or a body that cannot be read.",
         404: "No such model, or it has no such output or file.",
         408: "The body came too slowly.",
@@ -68,6 +72,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         416: "The range begins past the end.",
         415: "Not an image format, or a content type, that is read here.",
         422: "An image that is cut off or damaged.",
+        429: "This key has sent too much: try again after Retry-After seconds.",
         503: "Not ready, or full: try again after Retry-After seconds.",
         504: "No answer in time.",
     }
@@ -93,9 +98,13 @@ def _problem_examples(status: int) -> dict[str, Any]:
     }
 
 
-_IMAGE_PROBLEMS: Final = _problems(400, 404, 408, 413, 415, 422, 503, 504)
+_IMAGE_PROBLEMS: Final = document_problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 504)
+
+
+images = APIRouter(prefix="/v1", tags=["images"])
 api = APIRouter(prefix="/v1")
 health = APIRouter(tags=["health"])
+monitoring = APIRouter()
 
 
 def service_of(request: Request) -> Service:
@@ -104,14 +113,11 @@ def service_of(request: Request) -> Service:
     return service
 
 
-ModelName = Annotated[
-    str | None, Query(alias="model", description="Which model; the first one served if not given.", max_length=100)
-]
+ModelName = Annotated[str | None, Query(alias="model", description="Which model; the first one served if not given.")]
 
 
-@api.post(
+@images.post(
     "/diagnose",
-    tags=["images"],
     summary="Diagnose images",
     response_model=Diagnoses,
     responses=_IMAGE_PROBLEMS,
@@ -135,9 +141,8 @@ async def diagnose(request: Request, model: ModelName = None) -> Response:
     return _reply(Diagnoses(model=_model_ref(loaded), results=results), answers)
 
 
-@api.post(
+@images.post(
     "/embed",
-    tags=["images"],
     summary="Embed images",
     response_model=Embeddings,
     responses=_IMAGE_PROBLEMS,
@@ -150,9 +155,10 @@ async def embed(request: Request, model: ModelName = None) -> Response:
     return _reply(Embeddings(model=_model_ref(loaded), results=results), answers)
 
 
-@api.get("/models", tags=["model"], summary="The served models")
+@api.get("/models", tags=["model"], summary="The served models", responses=document_problems(401))
 async def models(request: Request) -> ModelList:
     """Every model by the name that `?model=` takes, the default first."""
+    service_of(request).admit(request)
     return ModelList(
         models=[
             ModelEntry(name=slot.name, state=slot.state.value, digest=slot.loaded.model.digest if slot.loaded else None)
@@ -161,9 +167,10 @@ async def models(request: Request) -> ModelList:
     )
 
 
-@api.get("/model", tags=["model"], summary="The served model", responses=_problems(404, 503))
+@api.get("/model", tags=["model"], summary="The served model", responses=document_problems(401, 404, 503))
 async def model_info(request: Request, model: ModelName = None) -> ModelInfo:
     """The model file's digest and manifest: labels, preprocessing, calibration, metrics, intended use."""
+    service_of(request).admit(request)
     opened = service_of(request).models.find(model).get().model
     return ModelInfo(digest=opened.digest, manifest=opened.manifest)
 
@@ -174,13 +181,17 @@ async def model_info(request: Request, model: ModelName = None) -> ModelInfo:
     tags=["model"],
     summary="The model file itself",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {"schema": _BINARY}}}, **_problems(404, 416, 503)},
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": _BINARY}}},
+        **document_problems(401, 404, 416, 503),
+    },
 )
 async def model_file(request: Request, model: ModelName = None) -> Response:
     """The .onnx file, for a device that runs it itself.
 
     ETag is the SHA-256 that `/v1/model` calls digest; ask again with If-None-Match, resume with Range.
     """
+    service_of(request).admit(request)
     return _download(request, service_of(request).models.find(model).get().file, "model file")
 
 
@@ -190,18 +201,22 @@ async def model_file(request: Request, model: ModelName = None) -> Response:
     tags=["model"],
     summary="Golden inputs for a self-test",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {"schema": _BINARY}}}, **_problems(404, 416, 503)},
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": _BINARY}}},
+        **document_problems(401, 404, 416, 503),
+    },
 )
 async def model_golden(request: Request, model: ModelName = None) -> Response:
     """The bundle's golden.npz: pictures, and what the full model answered, for a self-test on any device.
 
     404 where the model was served without one beside it.
     """
+    service_of(request).admit(request)
     return _download(request, service_of(request).models.find(model).get().golden, "golden.npz beside the model")
 
 
 @health.head("/livez", include_in_schema=False)
-@health.get("/livez", summary="Is the process alive?", responses=_problems(503))
+@health.get("/livez", summary="Is the process alive?", responses=document_problems(503))
 async def livez(request: Request) -> Status:
     """200 while the server works at all; 503 when every worker is wedged and a restart is the remedy."""
     service_of(request).check_alive()
@@ -209,7 +224,7 @@ async def livez(request: Request) -> Status:
 
 
 @health.head("/readyz", include_in_schema=False)
-@health.get("/readyz", summary="May it be asked?", responses=_problems(503))
+@health.get("/readyz", summary="May it be asked?", responses=document_problems(503))
 async def readyz(request: Request) -> Status:
     """200 once every model has passed its self-test; 503 before, and while the server shuts down.
 
@@ -217,6 +232,18 @@ async def readyz(request: Request) -> Status:
     """
     service_of(request).check_ready()
     return Status(status="ready")
+
+
+@monitoring.get(
+    "/metrics",
+    tags=["health"],
+    summary="Metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Counts and times in Prometheus' text format; needs no key."""
+    return Response(service_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def root(_request: Request) -> Response:
@@ -239,17 +266,20 @@ async def _examine(
 ) -> tuple[Loaded, list[Answer[T]]]:
     """The model that answered, and its answers for the images of a request."""
     service = service_of(request)
-    loaded = service.models.find(name).get()
+    who = service.admit(request, images=1)
+    slot = service.models.find(name)
+    loaded = slot.get()
     if output not in loaded.model.manifest.outputs:
         raise Problem("output-missing", f"{loaded.model.name} was exported without `{output}`")
     service.check_room()
     notes = request.state.notes
     upload = Upload(service.held, service.settings)
     try:
-        images = await upload.images(request.headers, request.receive)
-        notes["images"] = len(images)
-        works = [partial(examiner, loaded.engine, data) for data in images]
-        return loaded, await service.examine(works, request.receive)
+        sent = await upload.images(request.headers, request.receive)
+        notes["images"] = len(sent)
+        service.owe(who, len(sent) - 1)
+        works = [service.audited(partial(examiner, loaded.engine, data), who, loaded, data) for data in sent]
+        return loaded, await service.examine(slot.name, works, request.receive)
     finally:
         notes["bytes"] = upload.size
         upload.release()
@@ -274,11 +304,15 @@ def _model_ref(loaded: Loaded) -> ModelRef:
 
 
 def _reply(body: BaseModel, answers: Sequence[Answer[Any]]) -> Response:
-    """JSON with a Server-Timing header (milliseconds; the longest wait, and the sums of the work)."""
+    headers = {"Server-Timing": server_timing(answers)}
+    return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+
+
+def server_timing(answers: Sequence[Answer[Any]]) -> str:
+    """A Server-Timing header (milliseconds; the longest wait, and the sums of the work)."""
     spent = (
         ("queue", max(answer.queue for answer in answers)),
         ("decode", sum(answer.decode for answer in answers)),
         ("inference", sum(answer.inference for answer in answers)),
     )
-    timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spent)
-    return Response(body.model_dump_json(), media_type="application/json", headers={"Server-Timing": timing})
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spent)

@@ -69,7 +69,7 @@ def server_for(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=_Protocol,
-        loop="asyncio",
+        loop="auto",  # uvloop where it is installed
         ws="none",
         lifespan="on",
         log_config=None,
@@ -84,6 +84,8 @@ def server_for(app: FastAPI) -> uvicorn.Server:
 
 def run(app: FastAPI, sock: socket.socket) -> None:
     """Serve ``app`` on ``sock`` until SIGTERM or SIGINT, then finish what is in flight and return."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: app.state.service.reload_soon())
     log.info("listening", extra={"fields": {"url": url_of(sock)}})
     server_for(app).run(sockets=[sock])
     log.info("stopped")

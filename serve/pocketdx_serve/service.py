@@ -5,27 +5,44 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketdx_runtime.cpu import granted_cpus
+from pocketdx_runtime.diagnosis import Diagnosis, diagnose
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
 from pocketdx_serve.body import ClientGone, HeldBytes
 from pocketdx_serve.engine import Answer, Refused
-from pocketdx_serve.models import Models, Slot, State, prepare
+from pocketdx_serve.errors import AuditError
+from pocketdx_serve.metrics import Metrics
+from pocketdx_serve.models import State, prepare
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
+from pocketdx_serve.rates import Rates
+from pocketdx_serve.reload import Reloader
 from pocketdx_serve.workers import Full, Job, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from fastapi import Request
     from starlette.types import Receive
 
+    from pocketdx_runtime.manifest import Manifest
+    from pocketdx_serve.audit import AuditLog
+    from pocketdx_serve.engine import Pixels
+    from pocketdx_serve.keys import KeyRing
+    from pocketdx_serve.models import Loaded, Models, Slot
     from pocketdx_serve.settings import Settings
 
 T = TypeVar("T")
+R = TypeVar("R")
 STALL_DEADLINES = 2
 """A worker busy with one image for this many deadlines is taken for wedged."""
+
+ANYBODY = "anybody"
+SYNC_SECONDS = 1.0
+UNWATCHED = 0.05
+"""Seconds for which a request's connection is not watched: a client that went away is noticed that much later."""
 
 log = logging.getLogger("pocketdx.serve")
 
@@ -33,28 +50,63 @@ log = logging.getLogger("pocketdx.serve")
 class Service:
     """The state of one app. All methods are for the event loop's thread, except `drain`."""
 
-    def __init__(self, models: Models, settings: Settings) -> None:
+    def __init__(
+        self, models: Models, settings: Settings, keys: KeyRing | None = None, audit: AuditLog | None = None
+    ) -> None:
         self.models = models
         self.settings = settings
+        self.keys = keys
+        self.audit = audit
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side)
         self.workers = Workers(settings.threads or granted_cpus(), settings.queue)
         self.held = HeldBytes(settings.max_held)
+        self.rates = Rates(settings.rate, max(settings.rate, settings.max_images)) if settings.rate else None
+        self.metrics = Metrics()
+        self.metrics.watch("queue_depth", "Images that wait for a thread.", lambda: self.workers.waiting)
+        self.metrics.watch("busy_threads", "Threads at work on an image.", lambda: self.workers.busy)
+        self.metrics.watch("held_bytes", "Bytes of request bodies in memory.", lambda: self.held.total)
+        self.reloader = Reloader(models, keys, self.limits, self.metrics, settings.reload_interval, self._ready)
         self.draining = False
-        self._starting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Start the threads and, beside the server, load and test the models."""
+        self._loop = asyncio.get_running_loop()
         self.workers.start()
-        self._starting = asyncio.create_task(self._get_ready())
+        self._tasks = [asyncio.create_task(each) for each in (self._get_ready(), self.reloader.run())]
+        if self.audit is not None:
+            self._tasks.append(asyncio.create_task(self._sync(self.audit)))
 
     async def stop(self) -> None:
         """Stop the threads; what is still queued is dropped."""
         self.drain()
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._starting
+                await task
         self.workers.close(timeout=self.settings.deadline)
+        if self.audit is not None:
+            self.audit.close()
+
+    def reload_soon(self) -> None:
+        """Look for changed files now. For any thread, and for signal handlers."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.reloader.poke)
+
+    async def _sync(self, audit: AuditLog) -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            try:
+                await asyncio.to_thread(audit.sync)
+            except OSError as error:
+                log.error("audit log: cannot be flushed to the disk: %s", error.strerror)
+
+    def _ready(self, slot: Slot) -> None:
+        loaded = slot.get()
+        self.metrics.answering(slot)
+        fields = {"model": slot.name, "digest": loaded.model.digest, "tested": loaded.tested}
+        log.info("ready", extra={"fields": fields})
 
     def drain(self) -> None:
         """Report not ready from now on. Requests that reach the server all the same are still answered."""
@@ -76,7 +128,7 @@ class Service:
             slot.state = State.FAILED
             log.exception("self-test failed")
         else:
-            announce(slot)
+            self._ready(slot)
 
     def check_alive(self) -> None:
         """Return if the workers move.
@@ -99,6 +151,58 @@ class Service:
             slot.get()
         self.check_alive()
 
+    def admit(self, request: Request, images: int = 0) -> str:
+        """Name of who asks, from the key; "anybody" where the server has no keys.
+
+        Args:
+            request: with the key in its headers.
+            images: to count against the key's rate.
+
+        Raises:
+            Problem: 401 no known key, 429 too many images.
+        """
+        if self.keys is None:
+            return ANYBODY
+        who = self.keys.admit(request.headers)
+        request.state.notes["key"] = who
+        if self.rates is not None and images:
+            self.rates.take(who, images)
+        return who
+
+    def owe(self, who: str, images: int) -> None:
+        """Count images beyond the one that was counted when the request was let in."""
+        if self.rates is not None and images > 0 and self.keys is not None:
+            self.rates.owe(who, images)
+
+    def audited(
+        self,
+        work: Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused],
+        who: str,
+        loaded: Loaded,
+        image: bytes | Pixels,
+    ) -> Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]:
+        """``work`` that also writes its line of the audit log, on the same thread, before anybody has the answer."""
+        if self.audit is None:
+            return work
+        audit = self.audit
+
+        def recorded(job: Job[Answer[T] | Refused]) -> Answer[T] | Refused:
+            outcome = work(job)
+            if isinstance(outcome, Answer):
+                data = image if isinstance(image, bytes) else image.tobytes()
+                try:
+                    audit.record(who, loaded.model.digest, verdict_of(outcome.value, loaded.model.manifest), data)
+                except AuditError as error:
+                    log.error("no answer without an audit record: %s", error)
+                    return Refused("audit-unavailable", "the audit log cannot be written; tell the operator")
+            return outcome
+
+        return recorded
+
+    def is_full(self) -> bool:
+        """Whether not even one more image has a place."""
+        return self.workers.full
+
     def check_room(self) -> None:
         """Return if a request for images has a chance, before its body is read.
 
@@ -111,14 +215,31 @@ class Service:
     def _overloaded(self) -> Problem:
         return Problem("overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment")
 
+    async def offload(self, work: Callable[[], R]) -> R:
+        """The result of ``work``, done by a thread of the pool; raises as `examine`, and what it raises."""
+        try:
+            (job,) = self.workers.submit([lambda _job: work()])
+        except Full:
+            raise self._overloaded() from None
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                result: R = await job.future
+                return result
+        except TimeoutError:
+            raise self._too_late() from None
+        finally:
+            if not job.future.done():
+                self.workers.drop([job])
+
     async def examine(
-        self, works: Sequence[Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]], receive: Receive
+        self, model: str, works: Sequence[Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]], receive: Receive
     ) -> list[Answer[T]]:
         """Answers in order, each image one job of the pool.
 
         One image per job: one request keeps all threads busy, and small requests pass between large ones.
 
         Args:
+            model: the slot's name, for the metrics.
             works: for each image, a method of `Engine` with the image bound to it.
             receive: of the request, whose body has been read; it tells when the client goes away.
 
@@ -130,29 +251,46 @@ class Service:
             jobs = self.workers.submit(works)
         except Full:
             raise self._overloaded() from None
-        answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        futures = [job.future for job in jobs]
+        try:
+            # Most answers come before it is worth a task of its own to watch the connection.
+            _, pending = await asyncio.wait(futures, timeout=min(UNWATCHED, self.settings.deadline))
+            if pending and not await self._outlast(pending, receive):
+                raise self._too_late()
+            answers = _sort_out(futures)
+        finally:
+            if not all(future.done() for future in futures):
+                self.workers.drop(jobs)
+        self.metrics.answered(model, answers)
+        return answers
+
+    def _too_late(self) -> Problem:
+        return Problem("deadline", f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images")
+
+    async def _outlast(self, pending: Iterable[asyncio.Future[Any]], receive: Receive) -> bool:
+        """Whether all of ``pending`` are done within what is left of the deadline, while the client waits.
+
+        Raises:
+            ClientGone: it went away first.
+        """
+        answers = asyncio.ensure_future(asyncio.wait(pending))
         gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait((answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
-            if answers.done():
-                return _sort_out(answers.result())
-            if gone.done():
+            left = max(0.0, self.settings.deadline - UNWATCHED)
+            await asyncio.wait((answers, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not answers.done():
                 raise ClientGone
-            raise Problem(
-                "deadline",
-                f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images",
-            )
+            return answers.done()
         finally:
             gone.cancel()
-            if not answers.done():
-                self.workers.drop(jobs)
+            answers.cancel()
 
 
-def announce(slot: Slot) -> None:
-    """Log what answers under a name from now on."""
-    loaded = slot.get()
-    fields = {"model": slot.name, "digest": loaded.model.digest, "tested": loaded.tested}
-    log.info("ready", extra={"fields": fields})
+def verdict_of(value: object, manifest: Manifest) -> str | None:
+    """The label in an answer; None for one without, such as an embedding."""
+    if isinstance(value, dict) and "probabilities" in value:
+        value = diagnose(value["probabilities"][0].tolist(), manifest)
+    return value.label if isinstance(value, Diagnosis) else None
 
 
 async def _gone(receive: Receive) -> None:
@@ -160,7 +298,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[Answer[T]]:
+def _sort_out(futures: Sequence[asyncio.Future[Answer[T] | Refused]]) -> list[Answer[T]]:
     """The answers, if there is one for every image.
 
     Raises:
@@ -168,14 +306,18 @@ def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[A
     """
     answers: list[Answer[T]] = []
     faults: list[ImageFault] = []
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, BaseException):
-            log.error("inference failed", exc_info=outcome)
+    for future in futures:
+        # Each error is looked at, or asyncio complains of one that nobody took; the first leads.
+        if (error := future.exception()) is not None:
+            log.error("inference failed", exc_info=error)
+    for index, future in enumerate(futures):
+        if future.exception() is not None:
             raise Problem("internal", "the model failed on an image; see the server's log")
+        outcome = future.result()
         if isinstance(outcome, Refused):
             faults.append(ImageFault(index, outcome.reason, outcome.detail))
         else:
             answers.append(outcome)
     if faults:
-        raise refuse_images(faults, len(outcomes))
+        raise refuse_images(faults, len(futures))
     return answers

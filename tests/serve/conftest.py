@@ -53,6 +53,7 @@ class Live:
 
 
 Serve = Callable[..., Live]
+APP_OPTIONS = {"keys", "audit", "cors", "metrics", "web"}
 
 
 @contextmanager
@@ -120,8 +121,8 @@ def serve(tiny_model_path: Path) -> Iterator[Serve]:
     """``serve(threads=1, ...)``: a server of the test's own."""
     with ExitStack() as stack:
 
-        def start(*, model: Any = None, ready: bool = True, web: Path | None = None, **settings: Any) -> Live:
-            options = {"web": web} if web else {}
+        def start(*, model: Any = None, ready: bool = True, **settings: Any) -> Live:
+            options = {name: settings.pop(name) for name in APP_OPTIONS & set(settings)}
             served = _live(model or Model(tiny_model_path, threads=1), Settings(**settings), **options)
             live = stack.enter_context(served)
             return _until_ready(live) if ready else live
@@ -141,11 +142,11 @@ class Gate:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def diagnose(self, images: Any) -> Any:
+    def run(self, pixels: Any, outputs: Any) -> Any:
         self.count += 1
         self.entered.release()
         assert self.opened.wait(20), "the test forgot to open the gate"
-        return self.inner.diagnose(images)
+        return self.inner.run(pixels, outputs)
 
 
 @pytest.fixture
@@ -183,13 +184,30 @@ def jpeg() -> bytes:
     return picture()
 
 
+def golden_inputs(path: Path, model: Model, shift: float = 0.0) -> bytes:
+    """Golden inputs of ``model``; with ``shift``, of a model that answers otherwise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    outputs = model.run(pixels[np.newaxis], ["logits", "probabilities"])
+    tolerances = np.array(json.dumps({"fp32": {"logits": 1e-3, "probabilities": 1e-3}}))
+    out = io.BytesIO()
+    arrays = {name: value + np.float32(shift) for name, value in outputs.items()}
+    np.savez(out, image_0000=pixels, tolerances=tolerances, **arrays)
+    path.write_bytes(out.getvalue())
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_golden() -> Callable[..., bytes]:
+    """``write_golden(path, model)``: the golden inputs of a model."""
+    return golden_inputs
+
+
 @dataclass
 class Process:
     """`pocketdx serve` in a process of its own."""
 
     popen: subprocess.Popen[str]
     url: str
-    seconds_to_ready: float
     log: list[dict[str, Any]]
 
     def finish(self, timeout: float = 20) -> int:
@@ -236,10 +254,10 @@ def process(tiny_model_path: Path) -> Iterator[Callable[..., Process]]:
         while True:
             try:
                 if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                    return Process(popen, url, time.perf_counter() - started, log)
+                    return Process(popen, url, log)
             except httpx.TransportError:
                 assert popen.poll() is None, f"the server ended with {popen.returncode}"
-            assert time.perf_counter() - started < 20, "the server did not get ready"
+            assert time.perf_counter() - started < 60, "the server did not get ready"
             time.sleep(0.01)
 
     yield start

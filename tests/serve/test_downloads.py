@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pocketdx_runtime.model import Model
@@ -17,20 +14,8 @@ from pocketdx_runtime.model import Model
 Serve = Callable[..., Any]
 
 
-def write_golden(path: Path, model: Model, shift: float = 0.0) -> bytes:
-    """Golden inputs of ``model``; with ``shift``, of a model that answers otherwise."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    outputs = model.run(pixels[np.newaxis], ["logits", "probabilities"])
-    tolerances = np.array(json.dumps({"fp32": {"logits": 1e-3, "probabilities": 1e-3}}))
-    out = io.BytesIO()
-    arrays = {name: value + np.float32(shift) for name, value in outputs.items()}
-    np.savez(out, image_0000=pixels, tolerances=tolerances, **arrays)
-    path.write_bytes(out.getvalue())
-    return out.getvalue()
-
-
 @pytest.fixture
-def bundle(tmp_path: Path, tiny_model: Any) -> Path:
+def bundle(tmp_path: Path, tiny_model: Any, write_golden: Any) -> Path:
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny_model.tiny_model())
     write_golden(tmp_path / "golden.npz", Model(path))
@@ -72,7 +57,7 @@ def test_golden_inputs_are_offered_where_they_lie_beside_the_model(serve: Serve,
 
 
 def test_a_model_that_does_not_give_the_golden_answers_never_gets_ready(
-    serve: Serve, bundle: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, bundle: Path, write_golden: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_golden(bundle.with_name("golden.npz"), Model(bundle), shift=0.5)
     live = serve(model=Model(bundle, threads=1), ready=False)

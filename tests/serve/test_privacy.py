@@ -18,6 +18,7 @@ from PIL import Image
 
 from pocketdx_serve.envelope import Envelope
 from pocketdx_serve.logs import JsonFormatter
+from pocketdx_serve.metrics import Metrics
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def test_a_method_a_client_made_up_is_not_logged(caplog: pytest.LogCaptureFixtur
     async def ignore(*_message: Any) -> Any: ...
 
     with caplog.at_level(logging.INFO, "pocketdx.serve"):
-        asyncio.run(Envelope(app)({"type": "http", "method": "SMITH", "headers": []}, ignore, ignore))
+        asyncio.run(Envelope(app, Metrics())({"type": "http", "method": "SMITH", "headers": []}, ignore, ignore))
     assert [record.fields["method"] for record in caplog.records] == ["other"]  # type: ignore[attr-defined]
 
 

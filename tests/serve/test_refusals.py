@@ -273,7 +273,7 @@ def test_a_fault_of_the_model_is_a_500_that_says_nothing_about_the_inside(
         def __getattr__(self, name: str) -> Any:
             return getattr(live.service.models.default.model, name)
 
-        def diagnose(self, _images: Any) -> Any:
+        def run(self, _pixels: Any, _outputs: Any) -> Any:
             raise RuntimeError("secret path /models/x")
 
     live.engine.model = Broken()

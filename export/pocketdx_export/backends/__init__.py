@@ -40,6 +40,10 @@ class BackendError(ExportError):
     """A backend that is not there, or that cannot open or run a file."""
 
 
+class UnsupportedError(BackendError):
+    """The backend is there, but not for this file: it lacks an operator, say. Parity shows it as not run."""
+
+
 class Home(Protocol):
     """What a backend's module has."""
 
@@ -102,6 +106,14 @@ BACKENDS: tuple[Backend, ...] = (
         options={"optimize": False},
     ),
     Backend("litert", ("tflite",), "litert", "LiteRT (XNNPACK) on this machine", resizes=False),
+    Backend(
+        "onnx-reference",
+        ("onnx",),
+        "reference",
+        "the onnx project's own evaluator, in NumPy: a second opinion, independent of onnxruntime",
+        resizes=False,
+        most=2,
+    ),
     Backend(
         "task-library",
         ("tflite",),

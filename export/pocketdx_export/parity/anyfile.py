@@ -67,11 +67,11 @@ class AnyReport:
 
     def __str__(self) -> str:
         lines = [f"{self.file}: {'PASSED' if self else 'FAILED'}"]
-        for each in self.outputs:
-            lines.append(
-                f"  {each.name}: max {each.max_difference:.2e}, mean {each.mean_difference:.2e}, SQNR {each.sqnr:.1f} dB, "
-                f"cosine {each.cosine:.9f}; tolerance {each.tolerance:.2e}: {'ok' if each else 'RED'}"
-            )
+        lines += [
+            f"  {each.name}: max {each.max_difference:.2e}, mean {each.mean_difference:.2e}, SQNR {each.sqnr:.1f} dB, "
+            f"cosine {each.cosine:.9f}; tolerance {each.tolerance:.2e}: {'ok' if each else 'RED'}"
+            for each in self.outputs
+        ]
         return "\n".join([*lines, *([f"  {self.jump}"] if self.jump else [])])
 
 

@@ -60,7 +60,7 @@ def mcnemar_exact(only_reference: int, only_ours: int) -> float:
     discordant = only_reference + only_ours
     fewer = min(only_reference, only_ours)
     tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, float(2 * tail / 2**discordant))
 
 
 def tango_interval(only_reference: int, only_ours: int, units: int) -> tuple[float, float]:

@@ -26,7 +26,8 @@ def page(report: Report, sheet: bytes | None) -> str:
     tone = "pass" if report else "fail"
     body = [
         f'<header><h1>Parity</h1><p class="verdict {tone}">{escape(verdict(report))}</p>',
-        f"<p>Compared with {escape(report.reference)}: {len(report.pictures)} images, {escape(report.data)}.</p></header>",
+        f"<p>Compared with {escape(report.reference)}: {len(report.pictures)} images, {escape(report.data)}.</p>",
+        "</header>",
         _matrix(report),
         "<h2>Cells</h2>",
         *(_cell(cell) for cell in report.cells),

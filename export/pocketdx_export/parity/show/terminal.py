@@ -21,9 +21,8 @@ def matrix(report: Report, *, details: bool = False) -> str:
     """
     title = f"{report.reference}, {len(report.pictures)} images, {report.data}"
     blocks = [title, _matrix(report.cells)]
-    for cell in report.cells:
-        if cell.error or (cell.checks if details else cell.failed):
-            blocks.append(_details(cell, cell.checks if details else cell.failed))
+    shown = [(cell, cell.checks if details else cell.failed) for cell in report.cells]
+    blocks += [_details(cell, checks) for cell, checks in shown if checks or cell.error]
     if clinic := _clinic(report.cells):
         blocks.append(clinic)
     if notes := _notes(report.cells):
@@ -85,7 +84,7 @@ def _details(cell: Cell, checks: Sequence[Check]) -> str:
     if cell.error:
         lines.append(f"  {cell.error}")
     if checks:
-        rows = [("level", "road", "figure", "value", "tolerance", "", "would pass")]
+        rows: list[tuple[str, ...]] = [("level", "road", "figure", "value", "tolerance", "", "would pass")]
         rows += [
             (
                 check.level,
@@ -125,10 +124,11 @@ def _clinic(cells: Sequence[Cell]) -> str:
 
 def _clinical_table(cell: Cell) -> str:
     margin = cell.clinic[0].margin
-    rows = [("figure", "n", "model", "file", "difference, 95 %", "p", f"within {margin:g}")]
+    rows: list[tuple[str, ...]] = [("figure", "n", "model", "file", "difference, 95 %", "p", f"within {margin:g}")]
     rows += [_clinical_row(figure) for figure in cell.clinic]
     tests = sorted({figure.test for figure in cell.clinic})
-    return "\n".join([f"clinic: {cell.file} on {cell.backend}; {'; '.join(tests)}", columns(rows)])
+    head = textwrap.wrap(f"clinic: {cell.file} on {cell.backend}; {'; '.join(tests)}", WIDTH, subsequent_indent="  ")
+    return "\n".join([*head, columns(rows)])
 
 
 def _clinical_row(figure: ClinicalFigure) -> tuple[str, ...]:

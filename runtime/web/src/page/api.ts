@@ -28,12 +28,13 @@ function headers(): Record<string, string> {
   return key === null ? {} : { Authorization: `Bearer ${key}` };
 }
 
-/** Names of the served models, the default first; empty where the server cannot be asked. */
+/** Names of the served models, the default first; empty where the server cannot be asked. Throws "unauthorized". */
 export async function modelNames(): Promise<string[]> {
   try {
     const listed = (await json(await ask("v1/models"))) as { models?: { name?: unknown }[] };
     return (listed.models ?? []).map((each) => String(each.name));
-  } catch {
+  } catch (error) {
+    if (error instanceof Fault && error.kind === "unauthorized") throw error;
     return [];
   }
 }
@@ -108,7 +109,8 @@ async function ask(url: string, init: RequestInit = {}): Promise<Response> {
   }
   if (response.ok) return response;
   if (response.status === 401) throw new Fault("unauthorized", "The server asks for a key.");
-  throw new Fault(response.status === 404 ? "missing" : "other", await problem(response));
+  const kind = { 400: "picture", 404: "missing", 413: "picture", 415: "picture", 422: "picture" } as const;
+  throw new Fault(kind[response.status as keyof typeof kind] ?? "other", await problem(response));
 }
 
 async function json(response: Response): Promise<unknown> {

@@ -113,7 +113,7 @@ function bar(label: string, probability: number, threshold: number | null, chose
     "li",
     { className: chosen ? "chosen" : "" },
     make("span", { className: "label", textContent: label }),
-    make("span", { className: "value", textContent: percent(probability) }),
+    make("data", { className: "value", value: String(probability), textContent: percent(probability) }),
     track,
     limit,
   );

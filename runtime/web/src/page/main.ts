@@ -2,7 +2,7 @@
 import { type ServedModel, diagnoseOnServer, hasEngine, modelNames, servedModel, sourcesOf } from "./api";
 import { setUpCamera } from "./camera";
 import { Card, PLACES, type Place } from "./card";
-import { call } from "./device";
+import { call, warmUp } from "./device";
 import { byId, make } from "./dom";
 import { askForKey } from "./key";
 import { Fault, type Opened } from "./protocol";
@@ -15,7 +15,7 @@ interface Job {
   readonly card: Card;
   /** Chosen when the picture was added: one that was added for this device is never sent by a later switch. */
   place: Place;
-  failure: string | null;
+  failure: Fault | null;
 }
 
 const cards = byId("cards", HTMLOListElement);
@@ -67,6 +67,7 @@ function onDevice(): Promise<Opened> {
     .then(({ digest }) => withKey(() => call("open", { ...sourcesOf(name, digest), keep: keptDigests() }, showProgress)))
     .catch((error: unknown) => {
       opened = null;
+      if (place === "device") showTrouble(error);
       throw error;
     });
   return opened;
@@ -128,13 +129,13 @@ function showMode(): void {
 }
 
 function showFailure(job: Job): void {
-  job.card.failed(job.failure ?? "", {
-    text: `Try again ${PLACES[place]}`,
-    act: () => {
-      job.place = place;
-      enqueue(job);
-    },
-  });
+  const act = () => {
+    job.place = place;
+    enqueue(job);
+  };
+  // A bad picture stays bad where it was refused, but the server reads kinds of pictures that browsers do not.
+  const hopeless = job.failure?.kind === "picture" && place === job.place;
+  job.card.failed(job.failure?.message ?? "", hopeless ? null : { text: `Try again ${PLACES[place]}`, act });
 }
 
 function add(files: readonly File[]): void {
@@ -173,9 +174,9 @@ function enqueue(job: Job): void {
       announce(await (job.place === "device" ? examineHere(job) : examineThere(job)));
       performance.mark("pocketdx:answer");
     } catch (error) {
-      job.failure = message(error);
+      job.failure = error instanceof Fault ? error : new Fault("other", message(error));
       showFailure(job);
-      announce(`${job.file.name}: no answer. ${job.failure}`);
+      announce(`${job.file.name}: no answer. ${job.failure.message}`);
     }
   });
 }
@@ -230,11 +231,11 @@ function setUpInputs(): void {
 }
 
 async function setUpModels(): Promise<void> {
-  names = await modelNames();
+  names = await withKey(modelNames).catch(() => []);
   const select = byId("model-select", HTMLSelectElement);
   if (names.length < 2) return;
   select.replaceChildren(...names.map((each) => make("option", { value: each, textContent: each })));
-  byId("model-choice", HTMLLabelElement).hidden = false;
+  byId("model-choice", HTMLParagraphElement).hidden = false;
   select.addEventListener("change", () => {
     name = select.value;
     served = null;
@@ -263,6 +264,8 @@ async function start(): Promise<void> {
   if ("serviceWorker" in navigator) {
     navigator.serviceWorker.register(new URL("sw.js", document.baseURI)).catch(() => undefined); // then not offline
   }
+  warmUp();
+  void model().catch(() => undefined); // asked while the next answer is on its way; prepare says what is wrong
   await checkEngine();
   await Promise.all([setUpModels(), prepare()]);
 }
