@@ -337,9 +337,9 @@ def test_the_plugin_says_what_is_missing(tmp_path: Path) -> None:
     assert "parity needs --pocketdx-run, --pocketdx-data" in done.stderr + done.stdout
 
 
-def test_the_plugin_costs_nothing_until_it_is_used() -> None:
-    code = (
-        "import sys, pocketdx_export.pytest_plugin; print({'torch', 'onnx', 'numpy', 'onnxruntime'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize("module", ["pytest_plugin", "parity_command"])
+def test_the_plugin_and_the_command_cost_nothing_until_they_are_used(module: str) -> None:
+    heavy = "{'torch', 'onnx', 'numpy', 'onnxruntime'}"
+    code = f"import sys, pocketdx_export.{module}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
