@@ -1,15 +1,34 @@
-"""A network without the cost of training, but with a trained one's spread of answers."""
+"""Drawn pictures, and a network that nobody trained whose answers to them differ as a trained one's do."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pocketdx_export.golden import golden_pictures
 from pocketdx_runtime.image import resize
 from pocketdx_runtime.manifest import Preprocessing
 from pocketdx_train.architectures import Network
+
+# Width, height and ending: of the network's size, smaller, larger, and a JPEG large enough for a scaled decode.
+SHAPES = [(64, 64, "png"), (64, 64, "png"), (50, 40, "png"), (150, 90, "png"), (700, 520, "jpg"), (64, 64, "png")]
+
+
+def draw(kind: str, number: int) -> Image.Image:
+    """Synthetic: "blobs" or "stripes", coloured, with grain; different for each number."""
+    width, height, _ = SHAPES[number % len(SHAPES)]
+    rng = np.random.Generator(np.random.PCG64([number, len(kind)]))
+    rows, columns = np.mgrid[0:height, 0:width] / max(width, height)
+    if kind == "blobs":
+        centre = rng.uniform(0.3, 0.7, 2)
+        pattern = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / 0.02)
+    else:
+        pattern = 0.5 + 0.5 * np.sin(2 * np.pi * (rows + columns) * rng.uniform(6, 9))
+    tint = np.array([0.9, 0.6, 0.75]) * rng.uniform(0.8, 1.1)
+    pixels = 60 + 150 * pattern[..., None] * tint + rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def lively_network(

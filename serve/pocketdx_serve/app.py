@@ -94,7 +94,8 @@ def create_app(
         },
     )
     app.state.service = service
-    app.add_middleware(Shortcut, routes=[each for each in routes.images.routes if isinstance(each, APIRoute)])
+    for_images = [each for each in routes.images.routes if isinstance(each, APIRoute)]
+    app.add_middleware(Shortcut, routes=for_images)
     if cors:
         app.add_middleware(
             CORSMiddleware,
@@ -103,7 +104,12 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", HEADER_LENGTH],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH],
         )
-    app.add_middleware(Envelope, metrics=service.metrics)
+    app.add_middleware(
+        Envelope,
+        metrics=service.metrics,
+        full=service.is_full,
+        images=() if cors else [each.path for each in for_images],
+    )
     app.include_router(routes.images)
     app.include_router(routes.api)
     app.include_router(routes_v2.v2)

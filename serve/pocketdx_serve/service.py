@@ -199,6 +199,10 @@ class Service:
 
         return recorded
 
+    def is_full(self) -> bool:
+        """Whether not even one more image has a place."""
+        return self.workers.full
+
     def check_room(self) -> None:
         """Return if a request for images has a chance, before its body is read.
 

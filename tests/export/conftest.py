@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import save_file
 
-from lively import lively_network
+from lively import SHAPES, draw, lively_network
 from pocketdx_export.bundle import Bundle, export_run
 from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.manifest import Interval, Preprocessing, Thresholds
@@ -20,23 +18,6 @@ from pocketdx_train.settings import TrainSettings
 from pocketdx_train.sources import classes, open_source
 
 SIZE = 64
-# Width, height and ending: of the network's size, smaller, larger, and a JPEG large enough for a scaled decode.
-SHAPES = [(64, 64, "png"), (64, 64, "png"), (50, 40, "png"), (150, 90, "png"), (700, 520, "jpg"), (64, 64, "png")]
-
-
-def draw(kind: str, number: int) -> Image.Image:
-    """Synthetic: "blobs" or "stripes", coloured, with grain; different for each number."""
-    width, height, _ = SHAPES[number % len(SHAPES)]
-    rng = np.random.Generator(np.random.PCG64([number, len(kind)]))
-    rows, columns = np.mgrid[0:height, 0:width] / max(width, height)
-    if kind == "blobs":
-        centre = rng.uniform(0.3, 0.7, 2)
-        pattern = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / 0.02)
-    else:
-        pattern = 0.5 + 0.5 * np.sin(2 * np.pi * (rows + columns) * rng.uniform(6, 9))
-    tint = np.array([0.9, 0.6, 0.75]) * rng.uniform(0.8, 1.1)
-    pixels = 60 + 150 * pattern[..., None] * tint + rng.normal(0, 6, (height, width, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
