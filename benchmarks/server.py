@@ -6,8 +6,8 @@
 
 Everything runs on 127.0.0.1, load and servers on the same CPUs, the servers one at a time and taking turns. LitServe
 gets an environment of its own in the folder of --litserve, made on first use. "in process" is `Model.diagnose` on as
-many threads as there are CPUs, without HTTP and without the load generator, which costs the servers some of the CPU. CPU time an answer holds on a
-busy machine as well.
+many threads as there are CPUs, without HTTP and without the load generator, which costs the servers some of the CPU.
+CPU time an answer holds on a busy machine as well.
 """
 
 from __future__ import annotations
