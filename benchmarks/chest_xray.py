@@ -25,11 +25,16 @@ from measure import circumstances, table
 from pocketdx_train.settings import TrainSettings, flag
 
 RECIPE: Mapping[str, Any] = {
-    # All else is the default of `pocketdx train`. Chosen by AUC on validation under simulated shift (val_auc_shifted).
+    # All else is the default of `pocketdx train`. Chosen within `train` alone: learn from some kinds of picture and look
+    # at others, as they are and under several simulated changes at once (choose_recipe.py). Mean AUC there, of two
+    # directions, one seed, 188 steps: 0.976 with a learning rate of 3e-4, 0.981 with 1e-3, both averaged over the last
+    # three quarters. Two epochs: about the product of steps and learning rate that was tried. Three trainings averaged:
+    # two that differed in augmentation had 0.973 and 0.978, the mean of their weights 0.979, ahead of both.
     "patient_regex": r"(person\d+)_|((?:NORMAL2-)?IM-\d+)-",
     "augment": "strong",
-    "epochs": 4,
-    "ema": 0.995,
+    "lr": 1e-3,
+    "epochs": 2,
+    "soup": 3,
 }
 """Fields of `TrainSettings`."""
 
@@ -108,7 +113,9 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
 
 def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
     """Read the figures out of `run.json` and of parity's JSON."""
-    (report,) = (each for each in parity["files"] if each["file"].endswith("fp32.onnx"))
+    (report,) = (
+        each for each in parity["cells"] if each["file"].endswith("fp32.onnx") and each["backend"] == "onnxruntime"
+    )
 
     def values(name: str, unknown: float) -> list[float]:
         return [unknown if c["value"] is None else c["value"] for c in report["checks"] if c["name"] == name]
@@ -122,7 +129,7 @@ def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
         # What is not a number is null in the JSON: the worst that can be.
         logits=max(values("logits, max", math.inf)),
         agreement=min(values("top-1 agreement", 0.0)),
-        passed=report["passed"],
+        passed=report["status"] == "passed",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pocketdx_runtime.model import Model
 from pocketdx_serve.app import create_app
+from pocketdx_serve.keys import KeyRing
 from pocketdx_serve.server import listen, server_for, url_of
 from pocketdx_serve.settings import Settings
 from tiny_model import tiny_manifest, tiny_model, tiny_model_proto
@@ -82,9 +83,10 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, web: Path, port: int = 0) -> Iterator[Served]:
-    """Serve a model and the page until the block ends."""
-    app = create_app(Model(model, threads=1), Settings(), web=web)
+def serving(models: Mapping[str, Path], web: Path, port: int = 0, keys: KeyRing | None = None) -> Iterator[Served]:
+    """Serve models, by name, and the page until the block ends."""
+    opened = {name: Model(path, threads=1) for name, path in models.items()}
+    app = create_app(opened, Settings(), web=web, keys=keys)
     served = Served("")
 
     async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -172,9 +174,12 @@ class Stage:
     def screen(self, browser: BrowserContext) -> Screen:
         return Screen(browser.new_page())
 
-    def serving(self, bundle: Bundle, port: int = 0, web: Path | None = None) -> AbstractContextManager[Served]:
+    def serving(
+        self, *bundles: Bundle, port: int = 0, web: Path | None = None, keys: KeyRing | None = None
+    ) -> AbstractContextManager[Served]:
         """``with stage.serving(bundle) as served:``; the server is gone after the block."""
-        return serving(bundle.path, web or self.web, port)
+        models = {each.model.manifest.name: each.path for each in bundles}
+        return serving(models, web or self.web, port, keys)
 
     def bundle(self, folder: Path, *, heatmap: bool = False, **options: Any) -> Bundle:
         """A bundle of another tiny model, made with ``options``; or one that says where it looked."""

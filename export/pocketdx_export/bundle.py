@@ -20,6 +20,8 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import add_own_answers, golden_archive
 from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
+from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
+from pocketdx_export.quantize.trial import Timer
 from pocketdx_export.targets import TARGETS, Target
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.files import folder_written_aside, write_atomically
@@ -83,6 +85,9 @@ def export_run(
     data: Path | None = None,
     cache: Path | None = None,
     force: bool = False,
+    budget: Budget | None = DEFAULT_BUDGET,
+    qat: bool = False,
+    timer: Timer | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `run` into the new folder `out`; each file is opened and answers the golden inputs first.
@@ -97,6 +102,7 @@ def export_run(
         data: the run's labelled images, for precisions that are calibrated.
         cache: folder of decoded images; None is the default one.
         force: replace a bundle that is there.
+        budget, qat, timer: of int8; see `Material`.
         say: called with a line for people after each file.
 
     Raises:
@@ -106,7 +112,7 @@ def export_run(
     manifest = manifest_of(run, name or run.folder.resolve().name)
     with folder_written_aside(out, overwrite=force, marker=MANIFEST_FILE) as aside:
         module = DeployModule(run.network(), run.record.temperature).eval()
-        material = Material(run, module, manifest, data, cache, say)
+        material = Material(run, module, manifest, data, cache, say, budget, qat, timer)
         (aside / GOLDEN_FILE).write_bytes(golden_archive(module, TOLERANCES.golden()))
         written, failed = [], []
         for target in targets:
@@ -114,14 +120,16 @@ def export_run(
             try:
                 formats.write(target, material, path)
                 _remember_answers(target, material, aside / GOLDEN_FILE)
-                worst = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
+                outcome = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
             except PocketDxError as problem:
                 _remove(path)
                 failed.append({"target": target.name, "reason": str(problem)})
                 say(f"{target.name}: FAILED: {problem}")
                 continue
-            written.append({"target": target.name, "file": path.name, "bytes": size_of(path)})
-            say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; self-test passed, logits within {worst:.1e}")
+            written.append({"target": target.name, "file": path.name, "bytes": size_of(path), "checked": outcome.by})
+            say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; {outcome}")
+        for name, report in material.reports.items():
+            (aside / name).write_bytes(report)
         if not written:
             raise ExportError("; ".join(each["reason"] for each in failed) or "no target to export")
         content = {"model": manifest.to_dict(), "files": written, "failed": failed}
@@ -146,10 +154,12 @@ def size_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """A model file and what was written beside it: its name and more."""
+    for each in path.parent.glob(f"{path.name}*"):
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def manifest_of(run: Run, name: str) -> Manifest:
@@ -172,17 +182,39 @@ def manifest_of(run: Run, name: str) -> Manifest:
     )
 
 
-def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> float:
+@dataclass(frozen=True)
+class Checked:
+    """How a file was checked.
+
+    Attributes:
+        by: the backend that ran it, or "specification" where none can on this machine.
+        worst: the largest difference in logits; None where it was not run.
+        why: it was not run.
+    """
+
+    by: str
+    worst: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.worst is None:
+            return f"specification checked, NOT run: {self.why}"
+        return f"self-test passed, logits within {self.worst:.1e}"
+
+
+def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> Checked:
     """Open and run a file on the golden inputs, on the first backend that runs its format.
 
-    Returns:
-        The largest difference in logits.
+    Where that backend cannot be had on this machine, what the file says of itself is checked instead, if its format
+    can tell.
 
     Raises:
         ExportError: it does not run here, or its answers differ from PyTorch's.
     """
     values = read_golden(golden)
     (backend, *_) = backends_for(target.format)
+    if (why := backend.absent()) and formats.examined(target, path, manifest):
+        return Checked("specification", why=why)
     own = (manifest.preprocessing.size, manifest.preprocessing.size, 3)
     used = [row for row, image in enumerate(values.images) if backend.resizes or image.shape == own]
     try:
@@ -205,7 +237,7 @@ def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> flo
         worst = next(each.max_difference for each in checks if each.output == "logits")
     if worst is None:
         raise ExportError(f"{path.name}: no golden answers for {target.name} to check it with")
-    return worst
+    return Checked(backend.name, worst)
 
 
 def sums(folder: Path) -> str:

@@ -16,6 +16,15 @@ import click
 @click.option("--precision", "precisions", multiple=True, help="Only this precision; may be repeated. [default: all]")
 @click.option("--data", type=click.Path(path_type=Path), help="The run's labelled images; int8 is calibrated on them.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
+@click.option(
+    "--budget",
+    is_flag=False,
+    flag_value="auc=0.002,agreement=0.99",
+    default="auc=0.002,agreement=0.99",
+    show_default=True,
+    help="What int8 may cost on validation images; `none` quantizes every block without a search.",
+)
+@click.option("--qat", is_flag=True, help="Fine-tune for int8 where it misses the budget (needs --data; minutes).")
 @click.option("--name", help="Of the model, for people. [default: the run's folder]")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -26,6 +35,8 @@ def export(
     precisions: tuple[str, ...],
     data: Path | None,
     cache: Path | None,
+    budget: str,
+    qat: bool,
     name: str | None,
     force: bool,
     as_json: bool,
@@ -44,6 +55,7 @@ def export(
     check_free(out, overwrite=force)
 
     from pocketdx_export.bundle import export_run
+    from pocketdx_export.quantize.budget import Budget
     from pocketdx_train.run import Run
 
     bundle = export_run(
@@ -54,6 +66,8 @@ def export(
         data=data,
         cache=cache,
         force=force,
+        budget=Budget.parse(budget),
+        qat=qat,
         say=lambda line: click.echo(line, err=as_json),
     )
     if as_json:

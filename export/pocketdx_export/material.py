@@ -13,6 +13,8 @@ from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.graph import to_onnx
 from pocketdx_export.quantize import Built, build
+from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
+from pocketdx_export.quantize.trial import Timer
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.run import Run
 
@@ -28,6 +30,10 @@ class Material:
         data: the labelled images of the run, where the user named them; precisions that are calibrated need them.
         cache: folder of decoded images; None is the default one.
         say: called with lines for people.
+        budget: of the int8 search; None quantizes every block without one.
+        qat: whether int8 may fine-tune the network where the budget cannot be held otherwise.
+        timer: how candidates are timed; tests give one that does not depend on the machine.
+        reports: files about how the bundle was made, by name; filled while graphs are built.
     """
 
     run: Run
@@ -36,6 +42,10 @@ class Material:
     data: Path | None = None
     cache: Path | None = None
     say: Callable[[str], None] = lambda _: None
+    budget: Budget | None = DEFAULT_BUDGET
+    qat: bool = False
+    timer: Timer | None = None
+    reports: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
     _built: dict[str, Built] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def manifest(self, precision: str) -> Manifest:

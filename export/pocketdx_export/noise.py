@@ -10,6 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pocketdx_runtime.errors import printable
+
+
+def first_line(problem: Exception) -> str:
+    """What an error of somebody else's says, in one line."""
+    lines = str(problem).strip().splitlines()
+    return printable(lines[0])[:300] if lines else type(problem).__name__
+
 
 @contextmanager
 def silenced() -> Iterator[None]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pocketdx_export.bundle import Bundle
     from pocketdx_export.parity import Comparison, Report
 
+_PASSED_ON = ("split", "backends", "tolerances", "margin", "require", "limit", "seed", "cache")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -46,52 +47,23 @@ def parity(bundle: Path, run: Path, as_json: bool, details: bool, devices: tuple
     from pocketdx_export.bundle import Bundle
     from pocketdx_export.parity import compare_files
     from pocketdx_export.parity.device_report import add_device_reports
+    from pocketdx_export.parity.setup import comparison_of
     from pocketdx_export.parity.show.terminal import matrix
+    from pocketdx_train.commands import decoding_progress
 
     opened = None if bundle.is_file() else Bundle.open(bundle)
-    comparison = _comparison(opened, bundle, run, options)
+    comparison = comparison_of(
+        opened,
+        bundle,
+        run,
+        options["data"],
+        progress=decoding_progress("comparing"),
+        **{name: options[name] for name in _PASSED_ON},
+    )
     report = add_device_reports(compare_files(comparison), comparison, bundle, devices)
     _write(report, comparison, opened, options)
     click.echo(report.to_json() if as_json else matrix(report, details=details), nl=not as_json)
     sys.exit(0 if report else 1)
-
-
-def _comparison(opened: Bundle | None, path: Path, run: Path, options: dict[str, Any]) -> Comparison:
-    """Everything that can be wrong with the arguments is found here, before any picture is decoded."""
-    from pocketdx_export.parity import TOLERANCES, Clinic, Comparison, ModelFile, files_of
-    from pocketdx_export.parity.config import parse_tolerances, read_config
-    from pocketdx_export.parity.plan import plan
-    from pocketdx_train.commands import decoding_progress
-    from pocketdx_train.evaluation import choose_set
-    from pocketdx_train.run import Run
-
-    config = read_config(Path.cwd())
-    table = TOLERANCES.changed({**config.tolerances, **parse_tolerances(options["tolerances"])})
-    margin = next((each for each in (options["margin"], config.margin) if each is not None), Clinic.margin)
-    files = files_of(opened) if opened else (ModelFile.at(path),)
-    backends = options["backends"] or config.backends
-    plan(files, backends)
-    full = Run.open(run)
-    record = full.record
-    chosen = choose_set(
-        options["data"],
-        record.labels,
-        record.preprocessing.size,
-        split=options["split"],
-        run=full,
-        cache=options["cache"],
-    )
-    return Comparison(
-        full,
-        chosen,
-        files,
-        table,
-        Clinic(margin, options["require"] or config.require, options["seed"]),
-        backends,
-        options["limit"],
-        options["seed"],
-        decoding_progress("comparing"),
-    )
 
 
 def _write(report: Report, comparison: Comparison, opened: Bundle | None, options: dict[str, Any]) -> None:
@@ -103,17 +75,20 @@ def _write(report: Report, comparison: Comparison, opened: Bundle | None, option
     from pocketdx_runtime.files import write_atomically
 
     sheet = contact_sheet(report, comparison.pictures)
-    shown = page(report, sheet)
-    if options["contact_sheet"] and sheet:
-        write_atomically(options["contact_sheet"], sheet, overwrite=True)
+    if options["contact_sheet"]:
+        if sheet:
+            write_atomically(options["contact_sheet"], sheet, overwrite=True)
+        else:
+            click.echo("no image is decided differently: no contact sheet", err=True)
     for path, content in (
         (options["junit"], junit(report)),
         (options["markdown"], markdown(report)),
-        (options["html"], shown),
+        (options["html"], page(report, sheet)),
     ):
         if path:
             write_atomically(path, content.encode(), overwrite=True)
     # A comparison with another run says nothing of the bundle, and must not replace the one that does.
     if opened and opened.manifest.weights_digest == comparison.run.record.weights_digest:
         add_file(opened.folder, "parity.json", report.to_json())
-        add_file(opened.folder, "report.html", shown)
+        # A bundle is handed on, so no patient's picture goes into it.
+        add_file(opened.folder, "report.html", page(report, None))

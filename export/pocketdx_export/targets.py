@@ -63,6 +63,16 @@ TARGETS: tuple[Target, ...] = (
     Target("ort-int8", "ort", "int8", "int8.ort", _ORT, needs_data=True),
     Target("tflite-fp32", "tflite", "fp32", "fp32.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
     Target("tflite-w8", "tflite", "w8", "w8.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
+    Target(
+        *("coreml-fp16", "coreml", "fp16", "fp16.mlpackage", "CoreML: iOS 16, macOS 13 and newer"),
+        needs=("coremltools",),
+        install="pip install 'pocketdx[coreml]'",
+    ),
+    Target(
+        *("executorch-fp32", "executorch", "fp32", "fp32.pte", "ExecuTorch: Android, iOS"),
+        needs=("executorch",),
+        install="pip install 'pocketdx[executorch]'",
+    ),
 )
 
 

@@ -17,18 +17,22 @@ was validated? So there may be, for a precision P:
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import zipfile
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pocketdx_runtime.conform import to_plain
 from pocketdx_runtime.errors import ModelError, printable
 from pocketdx_runtime.machine import Machine, describe_machine
 from pocketdx_runtime.manifest import OUTPUTS
+from pocketdx_runtime.output import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +74,8 @@ class SelfTest:
         untested: outputs of the model without golden values.
         machine: where it ran.
         reference: whose answers the golden values are, for people.
+        golden_digest: SHA-256 of the golden file.
+        answers: this machine's own, by output, float32 [K, ...].
     """
 
     model: str
@@ -80,6 +86,8 @@ class SelfTest:
     untested: tuple[str, ...]
     machine: Machine
     reference: str = "the full PyTorch model"
+    golden_digest: str = ""
+    answers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.checks) and all(self.checks)
@@ -142,6 +150,28 @@ def run_selftest(model: Model, golden: Path) -> SelfTest:
         untested=tuple(each for each in manifest.outputs if each not in names),
         machine=describe_machine(),
         reference="this file, when it was exported" if manifest.precision in values.own else "the full PyTorch model",
+        golden_digest=hashlib.sha256(golden.read_bytes()).hexdigest(),
+        answers=found,
+    )
+
+
+def device_report(result: SelfTest) -> str:
+    """JSON of a self-test with the answers themselves, for `pocketdx parity --device-report`.
+
+    The answers are there so that whoever has the bundle judges them, and need not believe this machine's verdict.
+    """
+    plain = to_plain(result)
+    del plain["golden_digest"]
+    return to_json(
+        {
+            **plain,
+            "sha256": result.digest,
+            "golden_sha256": result.golden_digest,
+            "passed": bool(result),
+            "checks": [{**to_plain(check), "passed": bool(check)} for check in result.checks],
+            "answers": {name: values.astype(float).tolist() for name, values in result.answers.items()},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
     )
 
 

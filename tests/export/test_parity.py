@@ -1,4 +1,4 @@
-"""Parity: what passes, what fails, what cannot be compared, and what the command writes. (test_parity_mutations.py breaks files.)"""
+"""Parity: what passes, what fails, what cannot be compared, what is written. test_parity_mutations.py breaks files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from graph_surgery import change, first_weight, node_of
 from safetensors.torch import load_file, save_file
 
+from graph_surgery import change, first_weight, node_of
 from pocketdx_export.bundle import Bundle
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity import Report, compare_file

@@ -178,7 +178,7 @@ def followed(prepared: Prepared, settings: TrainSettings, folder: Path, decays: 
                     before = by_hand.get(name, value)
                     by_hand[name] = value + decays(trainer.global_step - 1) * (before - value)
 
-    average = callbacks.MovingAverage(settings.ema, head_epochs=settings.first_epochs)
+    average = callbacks.Averaging(settings.ema, head_epochs=settings.first_epochs, epochs=settings.epochs)
     trainer = loop.make_trainer(
         settings, fit.Machine("cpu"), [average, keeper, Follow()], folder=folder, tensorboard=False
     )
@@ -204,6 +204,56 @@ def test_after_the_heads_epochs_the_average_starts_from_there_and_keeps_one_part
     settings = quick(weights=str(finished.run.weights), head_epochs=1, epochs=1, ema=ema)
     steps = 4  # for 28 images
     followed(prepared, settings, tmp_path, lambda step: 0.0 if step < steps else decay)
+
+
+def test_a_soup_is_the_mean_of_trainings_that_all_begin_where_the_first_did(
+    pictures: Path, quick: Quick, finished: fit.Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[dict[str, torch.Tensor]] = []
+    ended: list[dict[str, torch.Tensor]] = []
+    rates: list[float] = []
+    momenta: list[float] = []
+
+    class Follow(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch % 2 == 1 and batch_idx == 0:  # after one epoch of the head
+                began.append({name: value.clone() for name, value in pl_module.network.backbone.state_dict().items()})
+                rates.append(callbacks.learning_rate(trainer))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0 and trainer.current_epoch % 2 == 1:
+                norm = next(m for m in pl_module.network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+                momenta.append(norm.momentum)
+            if batch_idx == trainer.num_training_batches - 1 and trainer.current_epoch in {2, 4, 6}:
+                ended.append({name: value.clone() for name, value in pl_module.network.backbone.state_dict().items()})
+
+    more = fit._more_callbacks
+    monkeypatch.setattr(fit, "_more_callbacks", lambda *given: [Follow(), *more(*given)])
+    settings = quick(weights=str(finished.run.weights), head_epochs=1, epochs=2, soup=3, ema=0.0)
+    done = fit.train(pictures, tmp_path / "run", settings)
+    assert done is not None
+    assert done.run.record.best_epoch in {3, 5, 7}
+    kept = load_file(done.run.weights)
+    members = (done.run.record.best_epoch - 1) // 2
+    for name, value in kept.items():
+        assert torch.equal(began[0][name], began[1][name]), name
+        assert torch.equal(began[0][name], began[2][name]), name
+        if value.is_floating_point():
+            mean = sum(end[name] for end in ended[:members]) / members
+            assert torch.allclose(value, mean, rtol=1e-4, atol=1e-5), name
+    assert not torch.equal(ended[0]["classifier.3.weight"], ended[1]["classifier.3.weight"])
+    assert len(set(rates)) == 1
+    assert momenta == [1.0, 1.0, 1.0]
+
+
+def test_with_a_soup_only_the_end_of_a_training_can_be_the_best_epoch() -> None:
+    keeper = callbacks.Keeper("val_auc", 0, last=Path("last"), best=Path("best"), head_epochs=1, epochs=2)
+    trainer: Any = FakeTrainer()
+    for auc in (0.99, 0.98, 0.9, 0.97, 0.92):
+        trainer.current_epoch += 1
+        keeper.on_train_epoch_end(figures(trainer, val_auc=auc, val_loss=0.5), trainer)
+    assert keeper.best_epoch == 5
+    assert trainer.saved == ["last", "last", "best", "last", "last", "best", "last"]
 
 
 def figures(trainer: Any, **values: float) -> Any:

@@ -106,6 +106,21 @@ def test_augmentation_is_the_same_whatever_the_number_of_workers(prepared: Prepa
     assert not torch.equal(alone, epoch_of(training_set(prepared, seed=1), 1))
 
 
+@pytest.mark.parametrize("recipe", AUGMENTATIONS)
+def test_a_grey_picture_stays_grey_and_a_coloured_one_coloured(recipe: str) -> None:
+    torch.manual_seed(0)
+    coloured = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
+    grey = coloured[:1].expand(3, -1, -1)
+    for _ in range(5):
+        varied = augmentation(recipe)(grey)
+        assert varied.shape == grey.shape
+        assert varied.dtype == torch.uint8
+        assert varied.is_contiguous()
+        assert torch.equal(varied[0], varied[1])
+        assert torch.equal(varied[0], varied[2])
+        assert not torch.equal(augmentation(recipe)(coloured)[0], augmentation(recipe)(coloured)[1])
+
+
 def test_augmentation_leaves_the_random_state_of_training_alone(prepared: Prepared) -> None:
     dataset = training_set(prepared)
     torch.manual_seed(5)

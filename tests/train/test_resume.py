@@ -128,6 +128,23 @@ def test_it_does_so_with_and_without_the_moving_average_in_the_heads_phase_and_a
     assert outcome(out) == uninterrupted(**changes)
 
 
+@pytest.mark.parametrize(("epoch", "batch"), [(2, 1), (3, 0), (4, 2)])  # in the first training, before and in the next
+def test_it_does_so_in_the_midst_of_a_soup(
+    epoch: int,
+    batch: int,
+    pictures: Path,
+    quick: Quick,
+    finished: fit.Finished,
+    killed: Callable[..., Path],
+    uninterrupted: Callable[..., Any],
+) -> None:
+    weights = str(finished.run.weights)
+    changes = {"epochs": 2, "head_epochs": 1, "ema": 0.9, "soup": 2, "weights": weights}
+    out = killed(epoch=epoch, batch=batch, **changes)
+    fit.train(pictures, out, quick(**changes), resume=True)
+    assert outcome(out) == uninterrupted(**changes)
+
+
 def test_a_run_killed_between_the_best_and_the_last_checkpoint_repeats_the_epoch(
     pictures: Path, quick: Quick, tmp_path: Path, uninterrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ BAD: dict[str, list[Any]] = {
     "balance": ["maybe"],
     "augment": ["wild"],
     "ema": [1.0],
+    "soup": [0, 101],
     "patience": [-1],
     "monitor": ["accuracy"],
     "val_fraction": [0.0, 0.95],
@@ -56,6 +57,14 @@ def test_flags_are_spelled_as_on_the_command_line() -> None:
 def test_freezing_layers_that_have_learnt_nothing_is_refused() -> None:
     with pytest.raises(TrainError, match="--finetune frozen"):
         TrainSettings(finetune="frozen", weights="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"weights": "none"}, "--soup: .*--weights"), ({"patience": 2}, "--patience")]
+)
+def test_a_soup_needs_a_common_start_and_whole_trainings(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(TrainError, match=said):
+        TrainSettings(soup=2, **changes)
 
 
 def test_settings_survive_json() -> None:

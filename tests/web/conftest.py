@@ -110,7 +110,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(bundle: Bundle, web: Path) -> Iterator[Served]:
-    with serving(bundle.path, web) as served:
+    with serving({"tiny": bundle.path}, web) as served:
         yield served
 
 

@@ -15,6 +15,7 @@ import pytest
 from pocketdx_runtime.image import decode
 from pocketdx_runtime.image import resize as pillow_resize
 from pocketdx_runtime.manifest import Thresholds
+from pocketdx_serve.keys import KeyRing
 
 if TYPE_CHECKING:
     from web_stage import Bundle, Screen, Served, Stage
@@ -126,7 +127,7 @@ def test_another_model_on_the_server_replaces_the_one_on_the_device(
         page = stage.screen(browser).open(served.url)
         port = int(served.url.rsplit(":", 1)[1])
     other = stage.bundle(tmp_path, name="second", seed=4)
-    with stage.serving(other, port):
+    with stage.serving(other, port=port):
         page.page.reload()
         page.wait_for("ready")
         assert "second" in page.page.inner_text("#model-line")
@@ -167,7 +168,7 @@ def test_a_server_that_goes_away_is_said_and_may_be_tried_again(
         port = int(served.url.rsplit(":", 1)[1])
     page.add(pictures["plain.png"])
     assert "The server cannot be reached" in page.card("plain.png")
-    with stage.serving(bundle, port):
+    with stage.serving(bundle, port=port):
         page.page.get_by_role("button", name="Try again on the server").click()
         page.expect(page.page.get_by_role("article", name="plain.png")).to_contain_text("Examined on the server")
 
@@ -265,25 +266,47 @@ def test_without_the_engine_the_page_says_so_and_uses_the_server(
 # --- What the server may say ------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_asked_for_where_the_server_wants_one(stage: Stage, server: Served, pictures: dict[str, Path]) -> None:
-    browser = stage.browser()
-    problem = {"type": "urn:pocketdx:problem:unauthorized", "title": "No key", "status": 401, "detail": "send one"}
+def test_a_key_is_asked_for_where_the_server_wants_one(stage: Stage, bundle: Bundle, pictures: dict[str, Path]) -> None:
+    with stage.serving(bundle, keys=KeyRing(text="ward-7 open-sesame-open-sesame")) as served:
+        page = stage.screen(stage.browser()).open(served.url, None)
+        for key in ("a-wrong-key-of-some-length", "open-sesame-open-sesame"):
+            page.page.get_by_label("API key").fill(key)
+            page.page.get_by_role("button", name="Use the key").click()
+        page.wait_for("ready")
+        page.choose_mode("On the server")
+        page.add(pictures["plain.png"])
+        assert "Examined on the server" in page.card("plain.png")
 
-    def guarded(route: Any) -> None:
-        if route.request.headers.get("authorization") == "Bearer sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
 
-    browser.route("**/v1/**", guarded)
-    page = stage.screen(browser).open(server.url, None)
-    for key in ("wrong", "sesame"):
-        page.page.get_by_label("API key").fill(key)
-        page.page.get_by_role("button", name="Use the key").click()
-    page.wait_for("ready")
-    page.choose_mode("On the server")
-    page.add(pictures["plain.png"])
-    assert "Examined on the server" in page.card("plain.png")
+def test_without_the_key_nothing_is_answered_and_it_may_be_given_later(stage: Stage, bundle: Bundle) -> None:
+    with stage.serving(bundle, keys=KeyRing(text="ward-7 open-sesame-open-sesame")) as served:
+        page = stage.screen(stage.browser()).open(served.url, None)
+        page.page.get_by_role("button", name="Cancel").click()
+        page.wait_for("trouble")
+        page.expect(page.page.locator("#status")).to_contain_text("The server asks for a key")
+        page.page.get_by_role("button", name="Try again").click()
+        page.page.get_by_label("API key").fill("open-sesame-open-sesame")
+        page.page.keyboard.press("Enter")
+        page.wait_for("ready")
+
+
+def test_one_of_several_models_is_chosen(
+    stage: Stage, bundle: Bundle, tmp_path: Path, pictures: dict[str, Path]
+) -> None:
+    second = stage.bundle(tmp_path, name="second", seed=4)
+    with stage.serving(bundle, second) as served:
+        page = stage.screen(stage.browser()).open(served.url)
+        page.page.get_by_label("Model", exact=True).select_option("second")
+        page.expect(page.page.locator("#model-line")).to_contain_text("second")
+        page.wait_for("ready")
+        page.add(pictures["plain.png"])
+        assert "second · fp32" in page.card("plain.png")
+        expected = python_says(second, pictures["plain.png"])
+        assert page.probabilities("plain.png") == pytest.approx(expected, abs=TOLERANCE)
+        page.choose_mode("On the server")
+        page.page.get_by_role("button", name="Remove plain.png").click()
+        page.add(pictures["plain.png"])
+        assert page.probabilities("plain.png") == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_servers_own_reason_is_shown(stage: Stage, server: Served, pictures: dict[str, Path]) -> None:
@@ -417,12 +440,11 @@ def test_the_keyboard_alone_suffices(screen: Open, server: Served, pictures: dic
     keyboard = page.page.keyboard
     focused = "document.activeElement.textContent.trim() || document.activeElement.value"
     order = []
-    for _ in range(5):
-        keyboard.press("Tab")
-        order.append(page.page.evaluate(focused))
-    assert order[:4] == ["Skip to the answers", "device", "Take a photo", "Choose files"]
-    keyboard.press("Shift+Tab")
     with page.page.expect_file_chooser() as chooser:
+        for _ in range(4):
+            keyboard.press("Tab")
+            order.append(page.page.evaluate(focused))
+        assert order == ["Skip to the answers", "device", "Take a photo", "Choose files"]
         keyboard.press("Enter")
     chooser.value.set_files(pictures["plain.png"])
     page.expect(page.page.get_by_role("article")).to_contain_text("Examined on this device")

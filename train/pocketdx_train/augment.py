@@ -103,8 +103,37 @@ def _strong() -> Any:
     )
 
 
+def _wide() -> Any:
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            _geometry(degrees=12, shift=0.08, scale=0.25, shear=4),
+            RandomGamma(2.2),
+            v2.ColorJitter(brightness=0.3, contrast=0.5, saturation=0.1),
+            v2.RandomApply([v2.GaussianBlur(kernel_size=7, sigma=(0.3, 2.0))], p=0.25),
+            v2.RandomApply([RandomNoise(16.0)], p=0.4),
+            v2.RandomAutocontrast(p=0.2),
+            v2.RandomEqualize(p=0.2),
+            v2.RandomErasing(p=0.35, scale=(0.02, 0.2)),
+        ]
+    )
+
+
+class _GreyOnce:
+    """Varies one channel of a grey picture instead of three equal ones: half the time, and grey stays grey."""
+
+    def __init__(self, recipe: Augmentation) -> None:
+        self.recipe = recipe
+
+    def __call__(self, picture: torch.Tensor) -> torch.Tensor:
+        red, green, blue = picture
+        if torch.equal(red, green) and torch.equal(red, blue):
+            return self.recipe(picture[:1].contiguous()).expand(3, -1, -1).contiguous()
+        return self.recipe(picture)
+
+
 RECIPES: Mapping[str, Callable[[], Augmentation]] = MappingProxyType(
-    {"none": _none, "light": _light, "medical": _medical, "strong": _strong}
+    {"none": _none, "light": _light, "medical": _medical, "strong": _strong, "wide": _wide}
 )
 
 
@@ -116,4 +145,4 @@ def augmentation(name: str) -> Augmentation:
     """
     if name not in RECIPES:
         raise TrainError(f"{name}: no such augmentation; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return _GreyOnce(RECIPES[name]())

@@ -14,7 +14,7 @@ from pocketdx_runtime.manifest import Preprocessing
 from pocketdx_train import loop
 from pocketdx_train.architectures import IMAGENET_MEAN, IMAGENET_STD, Network, initialise
 from pocketdx_train.cache import Progress
-from pocketdx_train.callbacks import History, Keeper, MovingAverage, ProgressLine
+from pocketdx_train.callbacks import Averaging, History, Keeper, ProgressLine
 from pocketdx_train.finish import Finished, finish
 from pocketdx_train.loading import mix
 from pocketdx_train.loop import Machine
@@ -68,7 +68,14 @@ def train(
     """
     machine, unfinished = machine or Machine(), Unfinished(out)
     history = History(unfinished.history)
-    keeper = Keeper(settings.monitor, settings.patience, last=unfinished.last, best=unfinished.best)
+    keeper = Keeper(
+        settings.monitor,
+        settings.patience,
+        last=unfinished.last,
+        best=unfinished.best,
+        head_epochs=settings.first_epochs,
+        epochs=settings.epochs if settings.soup > 1 else None,
+    )
     callbacks = [history, keeper, *_more_callbacks(settings, show_progress)]
     with loop.quiet():
         # What can be refused is refused before hours are spent on decoding.
@@ -93,8 +100,8 @@ def train(
 
 
 def _more_callbacks(settings: TrainSettings, show_progress: bool) -> Iterator[Callback]:
-    if settings.ema:
-        yield MovingAverage(settings.ema, head_epochs=settings.first_epochs)
+    if settings.ema or settings.soup > 1:
+        yield Averaging(settings.ema, head_epochs=settings.first_epochs, epochs=settings.epochs)
     if show_progress:
         yield ProgressLine(sys.stderr, settings.all_epochs)
 

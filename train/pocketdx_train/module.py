@@ -108,10 +108,11 @@ class Classifier(lightning.LightningModule):
 
     def _set_momentum(self, batch_idx: int) -> None:
         """A plain mean over the first batches, so that what was there before is forgotten at once."""
-        seen = (self.current_epoch - self.settings.first_epochs) * self.steps_per_epoch + batch_idx
+        epoch = max(0, self.current_epoch - self.settings.first_epochs) % self.settings.epochs
+        seen = epoch * self.steps_per_epoch + batch_idx
         for layer in self.network.backbone.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = max(_MOMENTUM, 1.0 / (1 + max(0, seen)))
+                layer.momentum = max(_MOMENTUM, 1.0 / (1 + seen))
 
     def _logits(self, normalised: torch.Tensor) -> torch.Tensor:
         # No gradient: the optimizer then leaves the backbone alone, weight decay included.
@@ -137,6 +138,8 @@ class Classifier(lightning.LightningModule):
         if main < 0:
             return 0.0
         steps = self.settings.epochs * self.steps_per_epoch
+        if self.settings.soup > 1:
+            main %= steps  # each training of a soup has the whole schedule
         warmup = round(self.settings.warmup * steps)
         if main < warmup:
             return (main + 1) / warmup

@@ -9,7 +9,7 @@ from pocketdx_train.errors import TrainError
 
 # Named here as well as in architectures.py and augment.py, which need torch: `pocketdx --help` must not.
 ARCHITECTURES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
-AUGMENTATIONS = ("none", "light", "medical", "strong")
+AUGMENTATIONS = ("none", "light", "medical", "strong", "wide")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 FINETUNING = ("two-phase", "full", "frozen")
@@ -34,7 +34,8 @@ class TrainSettings:
         architecture: a key of `architectures.ARCHITECTURES`.
         weights: where it starts: "imagenet", "none" or a .safetensors file.
         size: side of the input in pixels.
-        epochs: of the main phase, in which every layer learns (or, with `frozen`, the classifier alone).
+        epochs: of the main phase, in which every layer learns (or, with `frozen`, the classifier alone); with `soup`,
+            of each training.
         head_epochs: before it, with a fixed backbone (two-phase only).
         finetune: "two-phase" (head first, then all), "full", or "frozen" (the classifier alone).
         batch_size: images a step, on each device.
@@ -47,6 +48,7 @@ class TrainSettings:
         balance: "weights" (in the loss), "sampling" (of the images) or "none".
         augment: a key of `augment.RECIPES`.
         ema: decay of the weights' moving average; 0 is off.
+        soup: trainings of `epochs` epochs from the same start, whose weights are averaged (Wortsman et al., 2022).
         patience: epochs without a better `monitor` before training stops; 0 is never.
         monitor: what the best epoch is chosen by: AUC on validation under simulated shift, or as it is.
         val_fraction, test_fraction: where the data has no such split.
@@ -72,6 +74,7 @@ class TrainSettings:
     balance: str = "weights"
     augment: str = "medical"
     ema: float = 0.99
+    soup: int = 1
     patience: int = 0
     monitor: str = "val_auc_shifted"
     val_fraction: float = 0.1
@@ -100,6 +103,7 @@ class TrainSettings:
             "balance": (self.balance in BALANCING, _one_of(BALANCING)),
             "augment": (self.augment in AUGMENTATIONS, _one_of(AUGMENTATIONS)),
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
+            "soup": (1 <= self.soup <= 100, "1 to 100"),
             "patience": (self.patience >= 0, "0 or more"),
             "monitor": (self.monitor in MONITORS, _one_of(MONITORS)),
             "val_fraction": (0 < self.val_fraction < 0.9, "above 0 and below 0.9"),
@@ -112,6 +116,10 @@ class TrainSettings:
                 raise TrainError(f"{flag(name)} {getattr(self, name)}: give {expected}")
         if self.finetune == "frozen" and self.weights == "none":
             raise TrainError("--finetune frozen: with --weights none the layers that are frozen have learnt nothing")
+        if self.soup > 1 and self.weights == "none":
+            raise TrainError("--soup: trainings from a random start end too far apart to be averaged; give --weights")
+        if self.soup > 1 and self.patience:
+            raise TrainError("--patience: with --soup each training runs its --epochs to the end; leave one out")
 
     @property
     def first_epochs(self) -> int:
@@ -120,5 +128,5 @@ class TrainSettings:
 
     @property
     def all_epochs(self) -> int:
-        """Epochs of both phases."""
-        return self.first_epochs + self.epochs
+        """Epochs of both phases, of all the trainings that are averaged."""
+        return self.first_epochs + self.soup * self.epochs

@@ -115,6 +115,15 @@ BACKENDS: tuple[Backend, ...] = (
         most=2,
     ),
     Backend(
+        "task-library",
+        ("tflite",),
+        "task_library",
+        "TensorFlow Lite's Task library: ImageClassifier and ImageEmbedder",
+        resizes=False,
+    ),
+    Backend("executorch", ("executorch",), "executorch", "ExecuTorch (XNNPACK) on this machine", resizes=False),
+    Backend("coreml", ("coreml",), "coreml", "CoreML, on a Mac", resizes=False),
+    Backend(
         "arm64-cortex-a72",
         ("onnx",),
         "arm64",

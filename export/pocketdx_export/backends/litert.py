@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketdx_export.backends import BackendError, Outputs, Pixels, Runner
-from pocketdx_export.noise import silenced
+from pocketdx_export.noise import first_line, silenced
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.manifest import Manifest
 
@@ -35,8 +35,7 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
             interpreter.allocate_tensors()
             signature = interpreter.get_signature_runner()
         except (ValueError, RuntimeError, TypeError) as problem:
-            reason = (str(problem).strip().splitlines() or ["no reason given"])[0]
-            raise BackendError(f"{path}: LiteRT cannot open it ({reason})") from problem
+            raise BackendError(f"{path}: LiteRT cannot open it ({first_line(problem)})") from problem
     size = manifest.preprocessing.size
 
     def run(pictures: Sequence[Pixels]) -> Outputs:

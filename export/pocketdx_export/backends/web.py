@@ -43,7 +43,8 @@ def opened(
     program = [browser.program() or ""] if where == "browser" else []
     with shared_folder(path) as folder:
         command = ["node", str(_SCRIPT), where, str(node.runner()), str(folder), str(threads), *program]
-        environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        environment["TMPDIR"] = str(folder)  # where a browser that is ended leaves its leftovers
         with worker(where, command, environment=environment, folder=folder, limits=limits) as run:
             run.about = {**run.about, "software": {**run.about["software"], **node.versions()}}
             yield run

@@ -38,7 +38,7 @@ def devices(context: click.Context, as_json: bool) -> None:
 
 
 @devices.command()
-@click.argument("names", metavar="arm64|node|browser...", nargs=-1, required=True)
+@click.argument("names", metavar="arm64|task_library|node|browser...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Make it anew even when it is ready.")
 def setup(names: tuple[str, ...], force: bool) -> None:
     """Make devices ready, in the cache folder.

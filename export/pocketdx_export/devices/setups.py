@@ -37,6 +37,7 @@ class Device:
 
 DEVICES = (
     Device("arm64", "an ARM64 Linux machine: Debian's Python under qemu's user mode"),
+    Device("task_library", "TensorFlow Lite Support's Task library, in an environment of its own"),
     Device("node", "the runtime for the web, in Node"),
     Device("browser", "the runtime for the web, in headless Chromium"),
 )

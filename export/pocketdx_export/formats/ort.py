@@ -14,12 +14,17 @@ import onnxruntime
 
 from pocketdx_export import formats
 from pocketdx_export.errors import ExportError
+from pocketdx_export.formats.onnx import manifest_of
 from pocketdx_export.material import Material
 from pocketdx_export.noise import silenced
 from pocketdx_export.targets import TARGETS, Target
 
+__all__ = ["manifest_of", "operators_file", "required_operators", "write"]
+
 # Its blocked layout depends on the processor's vector width. Without it the file runs anywhere.
 _NOT_PORTABLE = ["NchwcTransformer"]
+# It would widen small weights to float32, once and for all: right when a session starts, wrong in a file.
+_WIDENS = ["ConstantFolding"]
 
 
 def write(target: Target, material: Material, path: Path) -> None:
@@ -37,7 +42,7 @@ def write(target: Target, material: Material, path: Path) -> None:
             _onnx(target, material, path),
             options,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=_NOT_PORTABLE,
+            disabled_optimizers=_NOT_PORTABLE if target.precision == "fp32" else _NOT_PORTABLE + _WIDENS,
         )
     except Exception as problem:  # onnxruntime's exceptions have no common base but this one
         raise ExportError(f"{path.name}: onnxruntime cannot write it ({str(problem).splitlines()[0]})") from problem

@@ -6,15 +6,24 @@ ONNX file, the probabilities first, where phone libraries look for the score.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pocketdx_export.deploy import DeployModule, FixedSizeModule
 from pocketdx_export.errors import ExportError
-from pocketdx_export.formats.tflite_metadata import with_metadata
+from pocketdx_export.formats.tflite_metadata import manifest_of, with_metadata
 from pocketdx_export.material import Material
-from pocketdx_export.noise import silenced
+from pocketdx_export.noise import first_line, silenced
 from pocketdx_export.targets import Target
+from pocketdx_runtime.manifest import Quantization
+
+__all__ = ["QUANTIZATION", "converted", "manifest_of", "with_int8_weights", "write"]
+
+QUANTIZATION = {
+    "w8": Quantization(weights="int8, a scale for each channel", method="ai-edge-quantizer, smallest to largest value")
+}
+"""How the weights of each lossy precision are stored."""
 
 
 def write(target: Target, material: Material, path: Path) -> None:
@@ -28,7 +37,8 @@ def write(target: Target, material: Material, path: Path) -> None:
         content = with_int8_weights(content)
     elif target.precision != "fp32":
         raise ExportError(f"{target.name}: no such precision")
-    path.write_bytes(with_metadata(content, material.manifest(target.precision)))
+    manifest = replace(material.manifest(target.precision), quantization=QUANTIZATION.get(target.precision))
+    path.write_bytes(with_metadata(content, manifest))
 
 
 def converted(module: DeployModule) -> bytes:
@@ -44,7 +54,7 @@ def converted(module: DeployModule) -> bytes:
 
             content: bytes = litert_torch.convert(fixed, (), {"image": fixed.example}).model_content()
         except Exception as problem:  # it raises what it likes
-            raise ExportError(f"LiteRT's converter refuses this network ({_first_line(problem)})") from problem
+            raise ExportError(f"LiteRT's converter refuses this network ({first_line(problem)})") from problem
     return content
 
 
@@ -60,7 +70,7 @@ def with_int8_weights(content: bytes) -> bytes:
 
             quantized = quantizer.Quantizer(content, recipe.weight_only_wi8_afp32()).quantize().quantized_model
         except Exception as problem:  # as above
-            raise ExportError(f"LiteRT's quantizer refuses this network ({_first_line(problem)})") from problem
+            raise ExportError(f"LiteRT's quantizer refuses this network ({first_line(problem)})") from problem
         assert quantized is not None
         return _inline(bytes(quantized))
 
@@ -73,7 +83,3 @@ def _inline(content: bytes) -> bytes:
     for buffer in model.buffers:
         buffer.offset = buffer.size = 0
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

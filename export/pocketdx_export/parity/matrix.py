@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from pocketdx_export.backends import BACKENDS, Backend, BackendError, Runner, UnsupportedError
 from pocketdx_export.errors import ParityError
-from pocketdx_export.parity.files import ModelFile, check_comparable
-from pocketdx_export.parity.levels import Road
+from pocketdx_export.parity.files import ModelFile, check_comparable, digest_of
+from pocketdx_export.parity.levels import Road, worst_of
 from pocketdx_export.parity.levels.clinic import Clinic, clinic_checks, clinical_figures
 from pocketdx_export.parity.levels.decisions import Side, decision_checks, flips, side_of
 from pocketdx_export.parity.levels.manifest import manifest_checks
-from pocketdx_export.parity.levels.numbers import number_checks
+from pocketdx_export.parity.levels.numbers import logit_errors, number_checks
 from pocketdx_export.parity.levels.pixels import pixel_checks
 from pocketdx_export.parity.pictures import Feed, Pictures, Progress, decode_pictures
 from pocketdx_export.parity.plan import Planned, plan
@@ -36,12 +36,20 @@ from pocketdx_export.parity.report import Cell, Check, Jump, Report
 from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, ToleranceTable
 from pocketdx_export.parity.trace import find_jump
 from pocketdx_runtime.machine import describe_machine
+from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.evaluation import ChosenSet
 from pocketdx_train.run import Run
 
 _BATCH = 32
 _PLAIN = "onnxruntime-plain"
 _DEFAULT = "onnxruntime"
+# Pictures for the graph's own resize on a slow backend.
+_SLOW_GRAPH_MOST = 8
+_SATURATION = "saturation_max"
+# Precisions that compute in integers.
+_INTEGER = ("int8",)
+
+Outputs = dict[str, NDArray[np.float32]]
 
 
 @dataclass
@@ -73,7 +81,8 @@ class Comparison:
     def __post_init__(self) -> None:
         for file in self.files:
             check_comparable(file, self.run)
-        self._default_logits: dict[Path, NDArray[np.float32]] = {}
+        self._slow_tensors: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
+        self._outputs: dict[tuple[Path, str], dict[str, Outputs]] = {}
 
     @cached_property
     def planned(self) -> tuple[Planned, ...]:
@@ -106,13 +115,13 @@ class Comparison:
             return replace(cell, not_run=str(problem), facts=file.facts())
         except BackendError as problem:
             return replace(cell, error=str(problem), facts=file.facts())
-        compared = self._judged(cell, file, limits, roads)
+        compared = self._judged(cell, file, limits, roads, self._saturation(file, backend, roads, limits))
         jump = self._jump(compared, file, roads)
         facts = {**file.facts(), "seconds": round(time.monotonic() - started, 2), "rows": self._rows(backend).tolist()}
         return replace(
             compared,
             jump=jump,
-            notes=(*notes, *self._saturation(file, backend, roads[0]), *self._notes(roads)),
+            notes=(*notes, *self._notes(roads)),
             facts=facts,
         )
 
@@ -147,13 +156,21 @@ class Comparison:
         """Run the file, and its preprocessing alone, on the backend. Raises BackendError."""
         rows = self._rows(backend)
         feeds = {"runtime": self.pictures.runtime_road(rows)}
-        if backend.resizes:
-            feeds["graph"] = self.pictures.graph_road(rows, backend.most)
-        with backend.opened(file.path, file.manifest) as run:
-            outputs = {name: _ran(run, each) for name, each in feeds.items()}
+        if backend.resizes and file.format == "onnx":  # of other formats it cannot be told what the resize made
+            most = None if backend.most is None else min(backend.most, _SLOW_GRAPH_MOST)
+            feeds["graph"] = self.pictures.graph_road(rows, most)
+        outputs = self._run(file, backend, feeds)
         tensors, notes = self._tensors(file, backend, feeds)
         roads = [self._road(name, each, outputs[name], tensors[name]) for name, each in feeds.items()]
         return roads, notes
+
+    def _run(self, file: ModelFile, backend: Backend, feeds: dict[str, list[Feed]]) -> dict[str, Outputs]:
+        """The file's outputs by road; once for each backend."""
+        key = (file.path, backend.name)
+        if key not in self._outputs:
+            with backend.opened(file.path, file.manifest) as run:
+                self._outputs[key] = {name: _ran(run, each) for name, each in feeds.items()}
+        return self._outputs[key]
 
     def _tensors(
         self, file: ModelFile, backend: Backend, feeds: dict[str, list[Feed]]
@@ -168,15 +185,20 @@ class Comparison:
                 manifest = write_probe(file.path, file.manifest, probe)
             except ParityError as problem:
                 raise BackendError(str(problem)) from problem
+            key = (backend.name, digest_of(probe))
+            if key in self._slow_tensors:  # the files of a bundle have their preprocessing in common
+                return self._slow_tensors[key], ()
+            notes: tuple[str, ...] = ()
             try:
-                with backend.opened(probe, manifest) as run:
-                    return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, ()
+                tensors = _probed(backend, probe, manifest, feeds)
             except BackendError as problem:  # a device that runs whole models only
                 if backend.module == BACKENDS[0].module:
                     raise
-                note = f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}"
-            with BACKENDS[0].opened(probe, manifest) as run:
-                return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}, (note,)
+                notes = (f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}",)
+                tensors = _probed(BACKENDS[0], probe, manifest, feeds)
+        if backend.most is not None:
+            self._slow_tensors[key] = tensors
+        return tensors, notes
 
     def _road(
         self, name: str, feeds: list[Feed], outputs: dict[str, NDArray[np.float32]], tensors: NDArray[np.float32]
@@ -190,7 +212,7 @@ class Comparison:
         reduced = np.array([name == "runtime" and feed.row in self.pictures.scaled for feed in feeds], np.bool_)
         return Road(name, feeds, reduced, most, mean, outputs, self.reference.of_tensors(tensors))
 
-    def _judged(self, cell: Cell, file: ModelFile, limits: Tolerances, roads: list[Road]) -> Cell:
+    def _judged(self, cell: Cell, file: ModelFile, limits: Tolerances, roads: list[Road], more: list[Check]) -> Cell:
         road = roads[0]
         labels, record = self.run.record.labels, self.run.record
         rows = np.array([feed.row for feed in road.feeds])
@@ -203,12 +225,14 @@ class Comparison:
         end_to_end = replace(
             whole, logits=whole.logits[rows], probabilities=whole.probabilities[rows], embedding=whole.embedding[rows]
         )
+        lossy = file.manifest.precision != "fp32"
         checks: list[Check] = [
             *manifest_checks(file.manifest, self.run),
             *(check for each in roads for check in pixel_checks(each, limits)),
             *(check for each in roads for check in number_checks(each, limits)),
-            *decision_checks(road, ours, reference, end_to_end, labels, limits),
-            *clinic_checks(figures, truth[rows], ours, limits, self.clinic),
+            *more,
+            *decision_checks(road, ours, reference, end_to_end, labels, limits, lossy=lossy),
+            *clinic_checks(figures, ours, limits, self.clinic, whole=len(rows) == len(self.chosen.positions)),
         ]
         return replace(
             cell,
@@ -225,27 +249,32 @@ class Comparison:
 
     def _jump(self, cell: Cell, file: ModelFile, roads: list[Road]) -> Jump | None:
         """Trace the worst picture of the first road whose logits fail."""
-        for road in roads:
-            failed = [check for check in cell.failed if check.level == "numbers" and check.road == road.name]
-            if failed and file.format == "onnx":
-                worst = next((c.worst for c in failed if c.worst), road.feeds[0].name)
-                feed = next(each for each in road.feeds if each.name == worst)
+        if file.format != "onnx":
+            return None
+        failed = [check for check in cell.failed if check.level == "numbers"]
+        for check in failed:
+            if check.limit != _SATURATION:
+                road = next(each for each in roads if each.name == check.road)
+                feed = next((each for each in road.feeds if each.name == check.worst), road.feeds[0])
                 return find_jump(file.path, file.manifest.precision, self.run, feed.pixels, feed.name)
+        if failed:  # computed in float, all is well
+            return Jump("", "", "", 0.0, 0.0, None, None, failed[0].worst, "the float simulation")
         return None
 
-    def _saturation(self, file: ModelFile, backend: Backend, road: Road) -> tuple[str, ...]:
-        """How far the default kernels are from the graph computed in float: integer saturation, where it is large."""
-        logits = road.outputs.get("logits")
-        if logits is None or backend.name not in (_DEFAULT, _PLAIN):
-            return ()
-        if backend.name == _DEFAULT:
-            self._default_logits[file.path] = logits
-            return ()
-        default = self._default_logits.get(file.path)
-        if default is None:
-            return ()
-        gap = float(np.abs(logits - default).max())
-        return (f"gap to {_DEFAULT}'s own kernels: {gap:.2g} in logits (rounding and saturation of integers)",)
+    def _saturation(self, file: ModelFile, backend: Backend, roads: list[Road], limits: Tolerances) -> list[Check]:
+        """How far the integer kernels are from the same graph computed in float; its rounding is theirs, too."""
+        if backend.name != _DEFAULT or file.manifest.precision not in _INTEGER or "logits" not in roads[0].outputs:
+            return []
+        plain = next(each for each in BACKENDS if each.name == _PLAIN)
+        simulated = self._run(file, plain, {road.name: road.feeds for road in roads})
+        checks = []
+        for road in roads:
+            gap = logit_errors(road.outputs["logits"], simulated[road.name]["logits"]).max(1)
+            row = worst_of(gap)
+            name, worst = "logits, off the float simulation", road.feeds[row].name
+            most = getattr(limits, _SATURATION)
+            checks.append(Check("numbers", road.name, name, float(gap[row]), most, worst=worst, limit=_SATURATION))
+        return checks
 
     def _notes(self, roads: list[Road]) -> tuple[str, ...]:
         notes = []
@@ -261,6 +290,14 @@ class Comparison:
         if self.chosen.split == "train":
             notes.append("these images were trained on: decisions on them say little")
         return tuple(notes)
+
+
+def _probed(
+    backend: Backend, probe: Path, manifest: Manifest, feeds: dict[str, list[Feed]]
+) -> dict[str, NDArray[np.float32]]:
+    """The network's input by road."""
+    with backend.opened(probe, manifest) as run:
+        return {name: _ran(run, each)[NETWORK_INPUT] for name, each in feeds.items()}
 
 
 def _ran(run: Runner, feeds: Sequence[Feed]) -> dict[str, NDArray[np.float32]]:

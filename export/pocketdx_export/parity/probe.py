@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from onnx import helper
 
 from pocketdx_export.errors import ParityError
-from pocketdx_runtime.manifest import Manifest, Thresholds
+from pocketdx_runtime.manifest import Manifest
 
 # A probe is itself a model file, so that whatever runs those runs it: one whose classes are the colour channels, and
 # whose map of evidence, [N, C, h, w], is the network's input.
@@ -53,8 +52,14 @@ def write_probe(path: Path, manifest: Manifest, into: Path) -> Manifest:
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
     )
-    own = replace(
-        manifest, name="probe", labels=_CHANNELS, thresholds=Thresholds(), metrics={}, outputs=(NETWORK_INPUT,)
+    # Nothing of the precision: files of one bundle whose preprocessing is the same give the same probe.
+    own = Manifest(
+        name="probe",
+        labels=_CHANNELS,
+        architecture=manifest.architecture,
+        embedding_size=manifest.embedding_size,
+        preprocessing=manifest.preprocessing,
+        outputs=(NETWORK_INPUT,),
     )
     own.write_to(probe)
     into.write_bytes(probe.SerializeToString())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,10 +69,18 @@ def every_tensor(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]]) -> li
     names = [each.name for each in session.get_outputs()]
     values = dict(zip(names, session.run(names, dict(feed)), strict=True))
     return [
-        Step(name, node.op_type, node.name, tuple(i for i in node.input if i and i not in given), values[name])
+        Step(
+            name, node.op_type, _named(node, given), tuple(i for i in node.input if i and i not in given), values[name]
+        )
         for name, node in nodes.items()
         if np.issubdtype(values[name].dtype, np.floating)
     ]
+
+
+def _named(node: onnx.NodeProto, constants: Collection[str]) -> str:
+    """A node's name, which an exporter makes up, with that of its weights, which the network's author gave."""
+    weights = next((name for name in node.input[1:] if name in constants), None)
+    return f"{node.name} ({weights})" if weights else str(node.name)
 
 
 @lru_cache(maxsize=2)

@@ -37,10 +37,7 @@ def _fp16(material: Material) -> Built:
     from pocketdx_export.quantize.weights import store_weights_fp16
 
     model = copied(material.fp32_graph)
-    try:
-        store_weights_fp16(model)
-    except OverflowError as problem:
-        raise ExportError(f"fp16: {problem}; take --precision w8") from problem
+    store_weights_fp16(model)
     return model, Quantization(weights="float16")
 
 
@@ -50,30 +47,15 @@ def _w8(material: Material) -> Built:
 
     model = copied(material.fp32_graph)
     store_weights_int8(model)
-    return model, Quantization(weights="int8, symmetric, per output channel", method="least squared error")
+    return model, Quantization(
+        weights="int8, symmetric, per output channel; float16 where small or depthwise", method="least squared error"
+    )
 
 
 def _int8(material: Material) -> Built:
-    from pocketdx_export.quantize.calibration import SEED, RunImages
-    from pocketdx_export.quantize.integer import Quantizer, Recipe
+    from pocketdx_export.quantize.build_int8 import build_int8
 
-    if material.data is None:
-        raise ExportError("int8: needs the run's images to calibrate on; name them with --data, or take --precision w8")
-    images = RunImages.open(material.run, material.data, material.cache)
-    calibration = images.calibration()
-    quantizer = Quantizer(material.fp32_graph, calibration)
-    recipe = Recipe(quantizer.names)
-    graph = quantizer.graph(recipe)
-    return graph, Quantization(
-        weights="int8, symmetric, per output channel",
-        activations="uint8 per tensor in integer blocks, float32 elsewhere",
-        method=recipe.ranges,
-        integer_blocks=recipe.integer,
-        float_blocks=tuple(name for name in quantizer.names if name not in recipe.integer),
-        calibration_split="train",
-        calibration_seed=SEED,
-        calibration_images=calibration.names,
-    )
+    return build_int8(material)
 
 
 BUILDERS: Mapping[str, Callable[[Material], Built]] = {"fp32": _fp32, "fp16": _fp16, "w8": _w8, "int8": _int8}

@@ -1,8 +1,8 @@
 """HardSwish and HardSigmoid in integers, of kernels that onnxruntime has.
 
 onnxruntime has no integer HardSwish and no integer HardSigmoid, so each costs a way through float32: dequantize,
-compute, quantize. Here the clipping that quantizing does anyway is made to compute them. An 8-bit number q that stands for
-x = 6/255 (q - 128) covers [-3, 3] and is clipped at its ends; the same q read as q/255 is then
+compute, quantize. Here the clipping that quantizing does anyway is made to compute them. An 8-bit number q that stands
+for x = 6/255 (q - 128) covers [-3, 3] and is clipped at its ends; the same q read as q/255 is then
 HardSigmoid(x) = clip(x/6 + 1/2, 0, 1), to half a step of its 255 and without any error at the ends. So
 
 - HardSigmoid of a convolution's output costs nothing: the convolution's result is written in the one scale and read in

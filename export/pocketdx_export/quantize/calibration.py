@@ -57,6 +57,7 @@ class Statistics:
         counts: int64 [bins], a histogram between the ends.
         channel_means: float64 [C], where it has channels.
         channel_highs: float64 [C], largest magnitude of each channel.
+        size: values for one picture.
     """
 
     low: float
@@ -64,6 +65,7 @@ class Statistics:
     counts: NDArray[np.int64]
     channel_means: NDArray[np.float64]
     channel_highs: NDArray[np.float64]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,13 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], pixels: Pixels) ->
     ends: dict[str, tuple[float, float]] = {}
     sums: dict[str, NDArray[np.float64]] = {}
     highs: dict[str, NDArray[np.float64]] = {}
+    sizes: dict[str, int] = {}
 
     def see_ends(name: str, values: NDArray[np.float32]) -> None:
         low, high = ends.get(name, (np.inf, -np.inf))
         ends[name] = (min(low, float(values.min())), max(high, float(values.max())))
         rows = values.reshape(*values.shape[:2], -1)
+        sizes[name] = values[0].size
         sums[name] = sums.get(name, np.zeros(values.shape[1])) + rows.mean(axis=2, dtype=np.float64).sum(axis=0)
         highs[name] = np.maximum(highs.get(name, 0.0), np.abs(rows).max(axis=(0, 2)))
 
@@ -187,7 +191,10 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], pixels: Pixels) ->
 
     each_batch(see_ends)
     each_batch(see_values)
-    return {name: Statistics(*ends[name], counts[name], sums[name] / len(pixels), highs[name]) for name in names}
+    return {
+        name: Statistics(*ends[name], counts[name], sums[name] / len(pixels), highs[name], sizes[name])
+        for name in names
+    }
 
 
 def minmax_range(seen: Statistics) -> Range:

@@ -13,6 +13,7 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.activations import GATE_READ, GATE_WRITTEN, integer_activations
 from pocketdx_export.quantize.blocks import block_names, block_of_nodes
 from pocketdx_export.quantize.calibration import RANGES, Images, Statistics, observe
+from pocketdx_export.quantize.equalize import equalize, pairs
 from pocketdx_export.quantize.qdq import (
     Range,
     activations_of,
@@ -52,6 +53,7 @@ class Quantizer:
     """
 
     def __init__(self, model: onnx.ModelProto, calibration: Images) -> None:
+        self._calibration = calibration
         self.model = copied(model)
         normalise_by_channel(self.model)
         self.blocks = block_of_nodes(self.model.graph)
@@ -60,22 +62,22 @@ class Quantizer:
         )
         if not self.names:
             raise ExportError("the graph has no convolution or linear layer with constant weights: no int8 of it")
-        nodes = integer_nodes(self.model.graph, self.blocks, self.names)
-        inputs = {node.input[0] for node in self.model.graph.node if node.op_type in WEIGHTED}
-        tensors = {*activations_of(self.model.graph, nodes), *inputs, *self._activation_ends()}
-        self.seen = observe(self.model, sorted(tensors), calibration.pixels)
-        self.ranges = {
-            kind: {name: choose(seen) for name, seen in self.seen.items()} for kind, choose in RANGES.items()
-        }
+        self._observed: dict[bool, _Observed] = {}
+
+    @property
+    def can_equalize(self) -> bool:
+        """Whether there are layers that equalisation can change."""
+        return bool(pairs(self.model.graph))
 
     def graph(self, recipe: Recipe) -> onnx.ModelProto:
         """The candidate: integer blocks in 8 bits, the others' weights stored in 8 bits and computed in float32."""
-        model = copied(self.model)
+        observed = self._observe(recipe.equalized)
+        model = copied(observed.model)
         if recipe.corrected:
-            correct_biases(model, self.blocks, recipe.integer, self.seen)
+            correct_biases(model, self.blocks, recipe.integer, observed.seen)
         blocks, gates = integer_activations(model, self.blocks, recipe.integer)
         nodes = integer_nodes(model.graph, blocks, recipe.integer)
-        ranges = self._narrowed(recipe.ranges)
+        ranges = observed.ranges[recipe.ranges]
         written = {
             name: GATE_WRITTEN if name in gates else ranges[name].scale() for name in activations_of(model.graph, nodes)
         }
@@ -83,15 +85,50 @@ class Quantizer:
         store_weights_int8(model)
         return model
 
+    def border_sizes(self) -> tuple[int, ...]:
+        """Values for one picture that enter each block, and that leave the last one."""
+        first_inputs: dict[str, str] = {}
+        last_output = ""
+        for node in self.model.graph.node:
+            block = self.blocks.get(node.name)
+            if block in self.names:
+                first_inputs.setdefault(block, node.input[0])
+                last_output = node.output[0]
+        sizes = self._observe(False).sizes
+        return (*(sizes.get(first_inputs[name], 0) for name in self.names), sizes.get(last_output, 0))
+
+    def _observe(self, equalized: bool) -> _Observed:
+        """The float graph and what its activations are; equalised, the first calibration says by how much."""
+        if equalized not in self._observed:
+            model = copied(self.model)
+            if equalized:
+                equalize(model, self._observe(False).seen)
+            nodes = integer_nodes(model.graph, self.blocks, self.names)
+            inputs = {node.input[0] for node in model.graph.node if node.op_type in WEIGHTED}
+            tensors = {*activations_of(model.graph, nodes), *inputs, *self._activation_ends()}
+            seen = observe(model, sorted(tensors), self._calibration.pixels)
+            ranges = {kind: self._narrowed({k: choose(v) for k, v in seen.items()}) for kind, choose in RANGES.items()}
+            sizes = {name: each.size for name, each in seen.items()}
+            self._observed[equalized] = _Observed(model, seen, ranges, sizes)
+        return self._observed[equalized]
+
     def _activation_ends(self) -> list[str]:
         return [name for node in self.model.graph.node if node.op_type == "HardSwish" for name in node.input[:1]]
 
-    def _narrowed(self, kind: str) -> Mapping[str, Range]:
+    def _narrowed(self, ranges: Mapping[str, Range]) -> dict[str, Range]:
         """HardSwish is 0 below -3: what lies there needs no steps."""
-        ranges = dict(self.ranges[kind])
-        for name in self._activation_ends():
-            ranges[name] = Range(max(-3.0, ranges[name].low), ranges[name].high)
-        return ranges
+        ends = self._activation_ends()
+        return {name: Range(max(-3.0, each.low), each.high) if name in ends else each for name, each in ranges.items()}
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """A float graph with what its activations were on the calibration images."""
+
+    model: onnx.ModelProto
+    seen: Mapping[str, Statistics]
+    ranges: Mapping[str, Mapping[str, Range]]
+    sizes: Mapping[str, int]
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -42,10 +42,10 @@ def clinic_verdict(cell: Cell) -> str:
 def headline(cell: Cell, level: str) -> str:
     """The one figure that stands for a level of a cell, without the verdict."""
     checks = cell.at(level)
-    if level == "clinic":
-        return clinic_verdict(cell)
     if not checks or level == "manifest":
         return ""
+    if level == "clinic":
+        return clinic_verdict(cell)
     if level == "decisions":
         flipped = len({flip.row for flip in cell.flips})
         return f"{flipped} flip{'' if flipped == 1 else 's'}"

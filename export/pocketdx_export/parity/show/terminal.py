@@ -127,7 +127,8 @@ def _clinical_table(cell: Cell) -> str:
     rows: list[tuple[str, ...]] = [("figure", "n", "model", "file", "difference, 95 %", "p", f"within {margin:g}")]
     rows += [_clinical_row(figure) for figure in cell.clinic]
     tests = sorted({figure.test for figure in cell.clinic})
-    return "\n".join([f"clinic: {cell.file} on {cell.backend}; {'; '.join(tests)}", columns(rows)])
+    head = textwrap.wrap(f"clinic: {cell.file} on {cell.backend}; {'; '.join(tests)}", WIDTH, subsequent_indent="  ")
+    return "\n".join([*head, columns(rows)])
 
 
 def _clinical_row(figure: ClinicalFigure) -> tuple[str, ...]:

@@ -28,12 +28,13 @@ function headers(): Record<string, string> {
   return key === null ? {} : { Authorization: `Bearer ${key}` };
 }
 
-/** Names of the served models, the default first; empty where the server cannot be asked. */
+/** Names of the served models, the default first; empty where the server cannot be asked. Throws "unauthorized". */
 export async function modelNames(): Promise<string[]> {
   try {
     const listed = (await json(await ask("v1/models"))) as { models?: { name?: unknown }[] };
     return (listed.models ?? []).map((each) => String(each.name));
-  } catch {
+  } catch (error) {
+    if (error instanceof Fault && error.kind === "unauthorized") throw error;
     return [];
   }
 }

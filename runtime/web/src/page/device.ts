@@ -26,6 +26,11 @@ export function call<Name extends keyof Calls>(
   });
 }
 
+/** Have the worker's code loaded and ready before it is needed. */
+export function warmUp(): void {
+  worker ??= start();
+}
+
 function start(): Worker {
   const started = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
   started.addEventListener("message", ({ data }: MessageEvent<Reply>) => {

@@ -2,7 +2,7 @@
 import { type ServedModel, diagnoseOnServer, hasEngine, modelNames, servedModel, sourcesOf } from "./api";
 import { setUpCamera } from "./camera";
 import { Card, PLACES, type Place } from "./card";
-import { call } from "./device";
+import { call, warmUp } from "./device";
 import { byId, make } from "./dom";
 import { askForKey } from "./key";
 import { Fault, type Opened } from "./protocol";
@@ -231,11 +231,11 @@ function setUpInputs(): void {
 }
 
 async function setUpModels(): Promise<void> {
-  names = await modelNames();
+  names = await withKey(modelNames).catch(() => []);
   const select = byId("model-select", HTMLSelectElement);
   if (names.length < 2) return;
   select.replaceChildren(...names.map((each) => make("option", { value: each, textContent: each })));
-  byId("model-choice", HTMLLabelElement).hidden = false;
+  byId("model-choice", HTMLParagraphElement).hidden = false;
   select.addEventListener("change", () => {
     name = select.value;
     served = null;
@@ -264,6 +264,8 @@ async function start(): Promise<void> {
   if ("serviceWorker" in navigator) {
     navigator.serviceWorker.register(new URL("sw.js", document.baseURI)).catch(() => undefined); // then not offline
   }
+  warmUp();
+  void model().catch(() => undefined); // asked while the next answer is on its way; prepare says what is wrong
   await checkEngine();
   await Promise.all([setUpModels(), prepare()]);
 }

@@ -47,6 +47,21 @@ export async function fetchKept(wanted: Wanted): Promise<Stored> {
   return { bytes, cached: false };
 }
 
+/** Keep a small value. */
+export async function remember(key: string, value: unknown): Promise<void> {
+  try {
+    await (await openCache())?.put(keyAddress(key), new Response(JSON.stringify(value)));
+  } catch {
+    // No room: then it is found out again.
+  }
+}
+
+/** What was kept by `remember`, or null. */
+export async function recall<T>(key: string): Promise<T | null> {
+  const kept = await (await openCache())?.match(keyAddress(key));
+  return kept === undefined ? null : ((await kept.json()) as T);
+}
+
 /** Drop what no key names any more: earlier models, earlier engines. */
 export async function keepOnly(keys: readonly string[]): Promise<void> {
   const cache = await openCache();
