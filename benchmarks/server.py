@@ -207,37 +207,33 @@ def in_process(model: Model, data: bytes, seconds: float) -> tuple[float, float]
 
 
 def throughput(
-    model: Model, payloads: list[Payload], servers: dict[str, Callable[[Payload], Any]], seconds: float, rounds: int
-) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Answers a second and CPU seconds of each, by payload and server, one pair for each round."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {each.name: {} for each in payloads}
-    for payload in payloads:
-        for _ in range(rounds):
-            found[payload.name].setdefault(INSIDE, []).append(in_process(model, payload.data, seconds))
-            for name, start in servers.items():
-                with start(payload) as server:
-                    server.load(payload, 1)
-                    before = server.cpu
-                    outcome = server.load(payload, seconds)
-                    used = server.cpu - before
-                if set(outcome["statuses"]) != {"200"}:
-                    raise SystemExit(f"error: {name} answered {outcome['statuses']}")
-                found[payload.name].setdefault(name, []).append((outcome["goodput"], used / outcome["statuses"]["200"]))
+    model: Model, payload: Payload, servers: dict[str, Callable[[Payload], Any]], seconds: float, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Answers a second and CPU seconds of each, by server, one pair for each round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (INSIDE, *servers)}
+    for _ in range(rounds):
+        found[INSIDE].append(in_process(model, payload.data, seconds))
+        for name, start in servers.items():
+            with start(payload) as server:
+                server.load(payload, 1)
+                before = server.cpu
+                outcome = server.load(payload, seconds)
+                used = server.cpu - before
+            if set(outcome["statuses"]) != {"200"}:
+                raise SystemExit(f"error: {name} answered {outcome['statuses']}")
+            found[name].append((outcome["goodput"], used / outcome["statuses"]["200"]))
     return found
 
 
-def show_throughput(found: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
+def show_throughput(payload: Payload, found: dict[str, list[tuple[float, float]]]) -> str:
     rows = []
-    for payload, by_name in found.items():
-        for name, rounds in by_name.items():
-            pairs = list(zip(by_name[OURS], rounds, strict=True))
-            faster = statistics.median(us[0] / them[0] for us, them in pairs)
-            cheaper = statistics.median(them[1] / us[1] for us, them in pairs)
-            rate, cpu = (statistics.median(each) for each in zip(*rounds, strict=True))
-            figures = [f"{rate:.1f}", f"{faster:.2f}", f"{cpu * 1000:.2f}", f"{cheaper:.2f}"]
-            rows.append([f"{payload}, {name}", *figures])
-    head = ["payload and server", "answers a second", "PocketDx / this", "CPU ms an answer", "this / PocketDx"]
-    return table(head, rows)
+    for name, rounds in found.items():
+        pairs = list(zip(found[OURS], rounds, strict=True))
+        faster = statistics.median(us[0] / them[0] for us, them in pairs)
+        cheaper = statistics.median(them[1] / us[1] for us, them in pairs)
+        rate, cpu = (statistics.median(each) for each in zip(*rounds, strict=True))
+        rows.append([name, f"{rate:.1f}", f"{faster:.2f}", f"{cpu * 1000:.2f}", f"{cheaper:.2f}"])
+    return table([payload.name, "answers a second", "PocketDx / this", "CPU ms an answer", "this / PocketDx"], rows)
 
 
 def paced(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
@@ -406,8 +402,10 @@ def main() -> None:
             Payload.make(Path(folder), LARGE, photo(0, detail=0.0)),
         ]
         small = payloads[0]
-        found = throughput(model, payloads, servers, options.seconds, options.rounds)
-        print(show_throughput(found), end="\n\n", flush=True)
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for payload in payloads:
+            found[payload.name] = throughput(model, payload, servers, options.seconds, options.rounds)
+            print(show_throughput(payload, found[payload.name]), end="\n\n", flush=True)
         most = statistics.median(rate for rate, _ in found[SMALL][OURS])
         start = servers[OURS]
         stages: dict[str, Callable[[], str]] = {
