@@ -7,28 +7,52 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
+# The page is built in the repository; Node is needed only to change it, to test it, and for the engine in a wheel.
+NPM := $(shell command -v npm)
+WEB := runtime/web
+WEB_READY := $(WEB)/node_modules/.ready
 # In CI every test runs.
 SLOW ?= $(if $(CI),1,)
 
-.PHONY: demo test lint types format clean
+# Simulated devices; the tests look for them there.
+DEVICES := $(CURDIR)/.cache/pocketdx
+
+.PHONY: demo test devices lint types format web wheel clean
 
 demo: $(READY)
 	$(BIN)/pocketdx demo --out $(DEMO) --force
 
-test: lint types $(READY)
+test: lint types devices $(if $(NPM),$(WEB_READY))
 	$(BIN)/pytest $(if $(SLOW),--slow,)
+
+# What cannot be set up on this machine is skipped by its tests, with the reason.
+devices: $(READY)
+	-POCKETDX_CACHE=$(DEVICES) $(BIN)/pocketdx devices setup arm64 node browser task_library
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY)
+types: $(READY) $(if $(NPM),$(WEB_READY))
 	$(BIN)/mypy
+	$(if $(NPM),cd $(WEB) && npm run --silent check)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The page from its source, and the engine that runs models in it.
+web: $(WEB_READY)
+	cd $(WEB) && npm run --silent build
+
+# With the engine inside: whoever installs it needs no Node.
+wheel: $(READY) web
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+$(WEB_READY): $(WEB)/package-lock.json
+	cd $(WEB) && npm ci --silent && node scripts/engine.mjs
+	touch $@
 
 # An interrupted set-up leaves no $(READY), so the next call finishes it.
 $(READY): pyproject.toml constraints.txt
@@ -39,4 +63,5 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEVICES) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		$(WEB)/node_modules $(WEB)/dist serve/pocketdx_serve/web/engine

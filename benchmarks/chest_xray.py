@@ -111,7 +111,9 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
 
 def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
     """Read the figures out of `run.json` and of parity's JSON."""
-    (report,) = (each for each in parity["files"] if each["file"].endswith("fp32.onnx"))
+    (report,) = (
+        each for each in parity["cells"] if each["file"].endswith("fp32.onnx") and each["backend"] == "onnxruntime"
+    )
 
     def values(name: str, unknown: float) -> list[float]:
         return [unknown if c["value"] is None else c["value"] for c in report["checks"] if c["name"] == name]
@@ -125,7 +127,7 @@ def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
         # What is not a number is null in the JSON: the worst that can be.
         logits=max(values("logits, max", math.inf)),
         agreement=min(values("top-1 agreement", 0.0)),
-        passed=report["passed"],
+        passed=report["status"] == "passed",
     )
 
 

@@ -9,6 +9,9 @@ import pytest
 # or several of these processes on two cores take each other's time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Where `make` sets the simulated devices up.
+os.environ.setdefault("POCKETDX_CACHE", str(Path(__file__).resolve().parents[1] / ".cache" / "pocketdx"))
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -269,6 +269,9 @@ def test_the_readme_names_every_command_and_every_extra() -> None:
         assert f"pocketdx {command} " in text or command == "demo"
 
 
+PARITY = ROOT / "docs" / "parity.md"
+
+
 def rows(page: str, heading: str) -> list[list[str]]:
     """Cells of the table under a heading of docs/PAGE, without its head; backticks taken off."""
     lines = (ROOT / "docs" / page).read_text("utf-8").partition(f"## {heading}\n")[2].splitlines()
@@ -284,10 +287,33 @@ def rows(page: str, heading: str) -> list[list[str]]:
 def test_the_documented_tolerances_are_those_that_parity_applies() -> None:
     from pocketdx_export.parity.tolerances import TOLERANCES
 
-    documented = {name: float(value) for name, value, *_ in rows("parity.md", "Tolerances")}
-    applied = TOLERANCES.by_precision["fp32"]
-    assert documented == {each.name: getattr(applied, each.name) for each in fields(applied)}
-    assert set(TOLERANCES.by_precision) == {"fp32"}, "document the new precision's tolerances too"
+    head = next(line for line in PARITY.read_text("utf-8").splitlines() if line.startswith("| name | fp32"))
+    precisions = [cell.strip() for cell in head.strip("|").split("|")][1:-1]
+    assert precisions == list(TOLERANCES.by_precision)
+    for column, precision in enumerate(precisions, start=1):
+        documented = {row[0]: float(row[column]) for row in rows("parity.md", "Tolerances")}
+        applied = TOLERANCES.by_precision[precision]
+        assert documented == {each.name: getattr(applied, each.name) for each in fields(applied)}
+
+
+def test_the_workflow_in_the_docs_is_valid_and_calls_parity_as_it_is() -> None:
+    import yaml
+    from click.testing import CliRunner
+
+    from pocketdx_export.parity_command import parity
+
+    workflow = yaml.safe_load((ROOT / "docs" / "parity.github.yml").read_text("utf-8"))
+    # YAML 1.1 takes the key `on` for true; GitHub does not.
+    assert set(workflow) == {"name", True, "permissions", "jobs"}
+    (job,) = workflow["jobs"].values()
+    assert {"runs-on", "steps", "timeout-minutes"} <= set(job)
+    for step in job["steps"]:
+        assert ("uses" in step) != ("run" in step)
+    (call,) = [step["run"] for step in job["steps"] if "pocketdx parity" in step.get("run", "")]
+    options = re.findall(r"--[a-z-]+", call)
+    assert len(options) == 5
+    shown = CliRunner().invoke(parity, ["--help"]).output
+    assert all(option in shown for option in options)
 
 
 def test_the_documented_golden_tolerances_are_those_of_the_self_test() -> None:

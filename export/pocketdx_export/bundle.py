@@ -17,9 +17,11 @@ from pocketdx_export.backends import backends_for
 from pocketdx_export.card import model_card
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
-from pocketdx_export.golden import golden_archive
+from pocketdx_export.golden import add_own_answers, golden_archive
 from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
+from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
+from pocketdx_export.quantize.trial import Timer
 from pocketdx_export.targets import TARGETS, Target
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.files import folder_written_aside, write_atomically
@@ -32,6 +34,8 @@ MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 CARD_FILE = "MODEL_CARD.md"
 SUMS_FILE = "SHA256SUMS"
+# Formats that hold the ONNX graph of their precision, and so must answer as it does.
+_OF_THE_GRAPH = ("onnx", "ort")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ def export_run(
     data: Path | None = None,
     cache: Path | None = None,
     force: bool = False,
+    budget: Budget | None = DEFAULT_BUDGET,
+    qat: bool = False,
+    timer: Timer | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `run` into the new folder `out`; each file is opened and answers the golden inputs first.
@@ -95,6 +102,7 @@ def export_run(
         data: the run's labelled images, for precisions that are calibrated.
         cache: folder of decoded images; None is the default one.
         force: replace a bundle that is there.
+        budget, qat, timer: of int8; see `Material`.
         say: called with a line for people after each file.
 
     Raises:
@@ -104,21 +112,24 @@ def export_run(
     manifest = manifest_of(run, name or run.folder.resolve().name)
     with folder_written_aside(out, overwrite=force, marker=MANIFEST_FILE) as aside:
         module = DeployModule(run.network(), run.record.temperature).eval()
-        material = Material(run, module, manifest, data, cache, say)
+        material = Material(run, module, manifest, data, cache, say, budget, qat, timer)
         (aside / GOLDEN_FILE).write_bytes(golden_archive(module, TOLERANCES.golden()))
         written, failed = [], []
         for target in targets:
             path = aside / target.file_name()
             try:
                 formats.write(target, material, path)
-                worst = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
+                _remember_answers(target, material, aside / GOLDEN_FILE)
+                outcome = checked(target, path, material.manifest(target.precision), aside / GOLDEN_FILE)
             except PocketDxError as problem:
                 _remove(path)
                 failed.append({"target": target.name, "reason": str(problem)})
                 say(f"{target.name}: FAILED: {problem}")
                 continue
-            written.append({"target": target.name, "file": path.name, "bytes": size_of(path)})
-            say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; self-test passed, logits within {worst:.1e}")
+            written.append({"target": target.name, "file": path.name, "bytes": size_of(path), "checked": outcome.by})
+            say(f"{path.name}: {size_of(path) / 1e6:.2f} MB; {outcome}")
+        for name, report in material.reports.items():
+            (aside / name).write_bytes(report)
         if not written:
             raise ExportError("; ".join(each["reason"] for each in failed) or "no target to export")
         content = {"model": manifest.to_dict(), "files": written, "failed": failed}
@@ -126,6 +137,13 @@ def export_run(
         (aside / CARD_FILE).write_text(model_card(manifest, run), "utf-8")
         (aside / SUMS_FILE).write_text(sums(aside), "utf-8")
     return Bundle.open(out)
+
+
+def _remember_answers(target: Target, material: Material, golden: Path) -> None:
+    """Golden answers of a lossy precision's own graph, which files made of that graph are held to."""
+    if target.precision != "fp32" and target.format in _OF_THE_GRAPH:
+        floor = TOLERANCES.golden()["fp32"]
+        add_own_answers(golden, material.graph(target.precision), target.precision, floor)
 
 
 def size_of(path: Path) -> int:
@@ -136,10 +154,12 @@ def size_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """A model file and what was written beside it: its name and more."""
+    for each in path.parent.glob(f"{path.name}*"):
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def manifest_of(run: Run, name: str) -> Manifest:
@@ -162,17 +182,39 @@ def manifest_of(run: Run, name: str) -> Manifest:
     )
 
 
-def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> float:
+@dataclass(frozen=True)
+class Checked:
+    """How a file was checked.
+
+    Attributes:
+        by: the backend that ran it, or "specification" where none can on this machine.
+        worst: the largest difference in logits; None where it was not run.
+        why: it was not run.
+    """
+
+    by: str
+    worst: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.worst is None:
+            return f"specification checked, NOT run: {self.why}"
+        return f"self-test passed, logits within {self.worst:.1e}"
+
+
+def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> Checked:
     """Open and run a file on the golden inputs, on the first backend that runs its format.
 
-    Returns:
-        The largest difference in logits.
+    Where that backend cannot be had on this machine, what the file says of itself is checked instead, if its format
+    can tell.
 
     Raises:
         ExportError: it does not run here, or its answers differ from PyTorch's.
     """
     values = read_golden(golden)
     (backend, *_) = backends_for(target.format)
+    if (why := backend.absent()) and formats.examined(target, path, manifest):
+        return Checked("specification", why=why)
     own = (manifest.preprocessing.size, manifest.preprocessing.size, 3)
     used = [row for row, image in enumerate(values.images) if backend.resizes or image.shape == own]
     try:
@@ -180,12 +222,22 @@ def checked(target: Target, path: Path, manifest: Manifest, golden: Path) -> flo
             answers = run([values.images[row] for row in used])
     except PocketDxError as problem:
         raise ExportError(f"{path.name}: written, but does not run here ({problem})") from problem
-    expected = {name: array[np.array(used)] for name, array in values.outputs.items() if name in answers}
-    checks = check_outputs(expected, answers, values.tolerances[manifest.precision], (golden.name, path.name))
-    if not checks or not all(checks):
-        differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in checks)
-        raise ExportError(f"{path.name}: answers differ from PyTorch's on the golden inputs ({differences})")
-    return next(each.max_difference for each in checks if each.output == "logits")
+    compared = [("PyTorch's", values.outputs, values.tolerances.get(manifest.precision))]
+    if target.format in _OF_THE_GRAPH and manifest.precision in values.own:
+        compared.append(("its graph's", *values.own[manifest.precision]))
+    worst = None
+    for whose, outputs, tolerances in compared:
+        if tolerances is None:  # int8 on drawn pictures; see `tolerances.ToleranceTable.golden`
+            continue
+        expected = {name: array[np.array(used)] for name, array in outputs.items() if name in answers}
+        checks = check_outputs(expected, answers, tolerances, (golden.name, path.name))
+        if not checks or not all(checks):
+            differences = ", ".join(f"{each.output} {each.max_difference:.2g}" for each in checks)
+            raise ExportError(f"{path.name}: answers differ from {whose} on the golden inputs ({differences})")
+        worst = next(each.max_difference for each in checks if each.output == "logits")
+    if worst is None:
+        raise ExportError(f"{path.name}: no golden answers for {target.name} to check it with")
+    return Checked(backend.name, worst)
 
 
 def sums(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""`pocketdx export`, `pocketdx parity` and `pocketdx demo`. Torch and onnx are imported when a command runs."""
+"""`pocketdx export` and `pocketdx demo`. Torch and onnx are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ import click
 @click.option("--precision", "precisions", multiple=True, help="Only this precision; may be repeated. [default: all]")
 @click.option("--data", type=click.Path(path_type=Path), help="The run's labelled images; int8 is calibrated on them.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
+@click.option(
+    "--budget",
+    is_flag=False,
+    flag_value="auc=0.002,agreement=0.99",
+    default="auc=0.002,agreement=0.99",
+    show_default=True,
+    help="What int8 may cost on validation images; `none` quantizes every block without a search.",
+)
+@click.option("--qat", is_flag=True, help="Fine-tune for int8 where it misses the budget (needs --data; minutes).")
 @click.option("--name", help="Of the model, for people. [default: the run's folder]")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -26,6 +35,8 @@ def export(
     precisions: tuple[str, ...],
     data: Path | None,
     cache: Path | None,
+    budget: str,
+    qat: bool,
     name: str | None,
     force: bool,
     as_json: bool,
@@ -40,10 +51,11 @@ def export(
     from pocketdx_export.targets import choose_targets
     from pocketdx_runtime.files import check_free
 
-    targets = choose_targets(formats, precisions)
+    targets = choose_targets(formats, precisions, has_data=data is not None)
     check_free(out, overwrite=force)
 
     from pocketdx_export.bundle import export_run
+    from pocketdx_export.quantize.budget import Budget
     from pocketdx_train.run import Run
 
     bundle = export_run(
@@ -54,6 +66,8 @@ def export(
         data=data,
         cache=cache,
         force=force,
+        budget=Budget.parse(budget),
+        qat=qat,
         say=lambda line: click.echo(line, err=as_json),
     )
     if as_json:
@@ -65,56 +79,6 @@ def export(
     if bundle.failed:
         click.echo(f"error: not exported: {', '.join(bundle.failed)}; the reasons are in {out}/manifest.json", err=True)
         sys.exit(2)
-
-
-@click.command()
-@click.argument("bundle", metavar="BUNDLE|MODEL", type=click.Path(path_type=Path))
-@click.option("--against", "run", type=click.Path(path_type=Path), required=True, help="The run it was exported from.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Labelled images, as for training.")
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: test, if there is one]")
-@click.option("--limit", type=click.IntRange(min=1), help="Compare only so many images, drawn at random.")
-@click.option("--seed", default=0, show_default=True, help="Of that draw.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def parity(
-    bundle: Path,
-    run: Path,
-    data: Path,
-    split: str | None,
-    limit: int | None,
-    seed: int,
-    cache: Path | None,
-    as_json: bool,
-) -> None:
-    """Compare exported files with the full PyTorch model.
-
-    Every file of BUNDLE, or one MODEL file, is compared with the network of a run, from image files on. Exit status 1
-    when a tolerance is passed. In a bundle, the report is kept as parity.json.
-
-    \b
-    pocketdx parity bundle --against run --data xrays
-    """
-    from pocketdx_export.bundle import Bundle, add_file
-    from pocketdx_export.parity import compare_file, reports_json
-    from pocketdx_train.commands import decoding_progress
-    from pocketdx_train.evaluation import choose_set
-    from pocketdx_train.run import Run
-
-    opened = Bundle.open(bundle) if not bundle.is_file() else None
-    files = [path for _, path in opened.files] if opened else [bundle]
-    full = Run.open(run)
-    chosen = choose_set(data, full.record.labels, full.record.preprocessing.size, split=split, run=full, cache=cache)
-    reports = [
-        compare_file(path, full, chosen, limit=limit, seed=seed, progress=decoding_progress("comparing"))
-        for path in files
-    ]
-    passed = all(reports)
-    content = reports_json(reports)
-    # A comparison with another run says nothing of the bundle, and must not replace the one that does.
-    if opened and opened.manifest.weights_digest == full.record.weights_digest:
-        add_file(opened.folder, "parity.json", content)
-    click.echo(content if as_json else "\n\n".join(report.table() for report in reports), nl=not as_json)
-    sys.exit(0 if passed else 1)
 
 
 @click.command()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketdx_export.bundle import Bundle, add_file, export_run
-from pocketdx_export.parity import Report, compare_file
-from pocketdx_export.targets import TARGETS
+from pocketdx_export.parity import Comparison, Report, compare_files, files_of
+from pocketdx_export.parity.show.page import page
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.files import folder_written_aside
 from pocketdx_runtime.model import Model
 from pocketdx_train import synthetic
@@ -46,7 +47,7 @@ class Demo:
         folder: holds the generated images, the run and the bundle.
         finished: the trained run with its test figures.
         bundle: the exported files.
-        parity: the comparison of the file with the network.
+        parity: the comparison of the files with the network.
     """
 
     folder: Path
@@ -87,14 +88,16 @@ def run_demo(
 
         say("\n3. Export: one self-contained ONNX file, preprocessing inside")
         run = Run.open(aside / RUN)
-        bundle = export_run(run, aside / BUNDLE, TARGETS, name="synthetic-smears-demo", say=_indented(say))
+        targets = choose_targets(("onnx",), (), has_data=False)
+        bundle = export_run(run, aside / BUNDLE, targets, name="synthetic-smears-demo", say=_indented(say))
 
-        say("\n4. Verify: the file against the full PyTorch model, from the image files on")
+        say("\n4. Verify: the files against the full PyTorch model, from the image files on")
         chosen = choose_set(
             aside / DATA, run.record.labels, SETTINGS.size, split="test", run=run, cache=aside / "cache"
         )
-        report = compare_file(bundle.files[0][1], run, chosen)
+        report = compare_files(Comparison(run, chosen, files_of(bundle), backends=("onnxruntime",)))
         add_file(bundle.folder, "parity.json", report.to_json())
+        add_file(bundle.folder, "report.html", page(report, None))
         _indented(say)(report.table())
 
         say("\n5. Use: the file alone, without PyTorch")

@@ -10,6 +10,8 @@ from torch import nn
 from pocketdx_train.architectures import Network
 
 OUTPUTS = ("logits", "probabilities", "embedding")
+FIXED_SIZE_OUTPUTS = ("probabilities", "embedding", "logits")
+"""Their order where a reader goes by places: phone libraries take the first output for the score."""
 
 
 class _GlobalMean(nn.Module):
@@ -62,8 +64,45 @@ class DeployModule(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits [N, C], probabilities [N, C] and embedding [N, D] (of length 1), float32, of uint8 [N, H, W, 3]."""
-        features = self.network.features(self.network_input(image))
+        return self.answers(self.network_input(image))
+
+    def answers(self, network_input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same of what `network_input` gives."""
+        features = self.network.features(network_input)
         logits = self.network.classify(features)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         length = (features * features).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
         return logits, probabilities, features / length
+
+
+class FixedSizeModule(nn.Module):
+    """The same without the resize, for formats whose input has one size: the phone's own software resizes.
+
+    Normalising stays in the graph: phone libraries know one mean and one deviation for all channels, if any.
+
+    Args:
+        module: what ONNX files are made from.
+        white: value of a white pixel in the input, 1 or 255; black is 0.
+        channels_last: whether the input is [N, S, S, 3]; else it is [N, 3, S, S].
+    """
+
+    def __init__(self, module: DeployModule, *, white: float, channels_last: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.grey_levels = 255.0 / white
+        self.channels_last = channels_last
+
+    @property
+    def example(self) -> torch.Tensor:
+        """A black picture, float32."""
+        size = self.module.size
+        return torch.zeros((1, size, size, 3) if self.channels_last else (1, 3, size, size))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs by name, in the order of `FIXED_SIZE_OUTPUTS`, of RGB pictures."""
+        pixels = image.permute(0, 3, 1, 2) if self.channels_last else image
+        if self.grey_levels != 1:
+            pixels = pixels * self.grey_levels
+        answers = self.module.answers((pixels - self.module.offset) * self.module.factor)
+        by_name = dict(zip(OUTPUTS, answers, strict=True))
+        return {name: by_name[name] for name in FIXED_SIZE_OUTPUTS}

@@ -10,14 +10,17 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from pocketdx_export.deploy import OUTPUTS, DeployModule
 from pocketdx_export.parity.tolerances import logit_scale
+from pocketdx_export.quantize.sessions import opened
 
 _SEED = 20260101
 
@@ -73,6 +76,37 @@ def golden_archive(module: DeployModule, tolerances: Mapping[str, Mapping[str, f
     allowed = {precision: {**limits, "logits": limits["logits"] * scale} for precision, limits in tolerances.items()}
     arrays["tolerances"] = np.array(json.dumps(allowed))
     return _npz(arrays)
+
+
+def add_own_answers(path: Path, model: onnx.ModelProto, precision: str, floor: Mapping[str, float]) -> None:
+    """Add to a `golden.npz` what the graph of a lossy precision answers, for devices to be compared with.
+
+    The answers are those of integer kernels that cannot saturate. How far another device may be from them is measured:
+    the same graph with all optimizations off is computed in float32, so the distance between the two is what rounding
+    in another order does; twice that, or `floor` where that is more, is allowed.
+
+    Args:
+        path: the archive; changed.
+        model: the graph.
+        precision: of the graph.
+        floor: by output, the least tolerance; for logits before it is multiplied by `logit_scale`.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    pictures = [arrays[key] for key in sorted(arrays) if key.startswith("image_")]
+    safe, plain = opened(model, safe=True), opened(model, optimize=False)
+    answers: dict[str, NDArray[np.float32]] = {}
+    allowed: dict[str, float] = {}
+    for number, name in enumerate(OUTPUTS):
+        first, second = (
+            np.concatenate([session.run(list(OUTPUTS), {"image": each[None]})[number] for each in pictures])
+            for session in (safe, plain)
+        )
+        least = floor[name] * (logit_scale(first) if name == "logits" else 1.0)
+        answers[f"{precision}/{name}"] = first
+        allowed[name] = max(least, 2 * float(np.abs(first - second).max()))
+    arrays |= {**answers, f"{precision}/tolerances": np.array(json.dumps(allowed))}
+    path.write_bytes(_npz(arrays))
 
 
 def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:

@@ -21,7 +21,19 @@ if TYPE_CHECKING:
 
 _GROUP = "pocketdx.commands"
 # In the order of the work; a command that is not listed comes last.
-_ORDER = ("demo", "train", "evaluate", "export", "parity", "predict", "embed", "serve", "inspect", "selftest")
+_ORDER = (
+    "demo",
+    "train",
+    "evaluate",
+    "export",
+    "parity",
+    "predict",
+    "embed",
+    "serve",
+    "inspect",
+    "selftest",
+    "devices",
+)
 
 
 class MissingPackageError(PocketDxError):

@@ -141,25 +141,42 @@ def inspect(model: Path, as_json: bool) -> None:
 @click.command(
     epilog="\b\nExamples:\n"
     "  pocketdx selftest BUNDLE/model.onnx\n"
-    "  pocketdx selftest model.onnx --golden golden.npz --json"
+    "  pocketdx selftest model.onnx --golden golden.npz --json\n"
+    "  pocketdx selftest BUNDLE/model.onnx --out phone.json"
 )
 @_model
 @click.option("--golden", type=_PATH, help="Golden inputs and answers; default: golden.npz beside the model.")
+@click.option("--out", type=_PATH, help="File (.json) to write, for `pocketdx parity --device-report`.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @_json
 @_threads
 @click.pass_context
-def selftest(ctx: click.Context, model: Path, golden: Path | None, as_json: bool, threads: int | None) -> None:
+def selftest(
+    ctx: click.Context,
+    model: Path,
+    golden: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    threads: int | None,
+) -> None:
     """Check that a model gives the full model's answers on this machine.
 
     Exit status 1 when a difference is above its tolerance.
     """
+    from pocketdx_runtime.files import check_free, write_atomically
     from pocketdx_runtime.output import columns, to_json
-    from pocketdx_runtime.selftest import run_selftest
+    from pocketdx_runtime.selftest import device_report, run_selftest
 
+    if out is not None:
+        check_free(out, overwrite=force)
     result = run_selftest(_open(model, threads), golden or model.with_name("golden.npz"))
+    if out is not None:
+        write_atomically(out, device_report(result).encode(), overwrite=force)
     if as_json:
         checks = [{**_fields(check), "passed": bool(check)} for check in result.checks]
-        click.echo(to_json({**_fields(result), "checks": checks, "passed": bool(result)}))
+        fields = {name: value for name, value in _fields(result).items() if name != "answers"}
+        click.echo(to_json({**fields, "checks": checks, "passed": bool(result)}))
     else:
         machine = result.machine
         versions = ", ".join(f"{name} {version}" for name, version in machine.software.items())

@@ -114,6 +114,45 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the numbers of a file came to be smaller than float32.
+
+    Attributes:
+        weights: how they are stored, for people.
+        activations: how they are computed, for people.
+        method: ranges, equalisation, bias correction, fine-tuning: what was applied, for people.
+        integer_blocks: blocks of the network that compute in integers.
+        float_blocks: those that compute in float32, with the weights stored as `weights` says.
+        calibration_split: of the run, from which the calibration images were drawn; "" without calibration.
+        calibration_seed: of that draw.
+        calibration_images: their names, as in the training data.
+        budget: limits that the file was chosen under, by name ("auc", "agreement").
+        validation: what was measured on validation images against fp32, by name.
+
+    Raises:
+        ManifestError: a value is of the wrong type, or a number not finite.
+    """
+
+    weights: str
+    activations: str = "float32"
+    method: str = ""
+    integer_blocks: tuple[str, ...] = ()
+    float_blocks: tuple[str, ...] = ()
+    calibration_split: str = ""
+    calibration_seed: int = 0
+    calibration_images: tuple[str, ...] = ()
+    budget: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        conform_fields(self)
+        require(bool(self.weights.strip()), "weights", self.weights, "a few words")
+        for name in ("budget", "validation"):
+            values = getattr(self, name)
+            require(all(map(math.isfinite, values.values())), name, values, "finite numbers")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a model file says about itself.
 
@@ -134,6 +173,7 @@ class Manifest:
         software: versions by package name.
         intended_use: shown wherever the model's answers are.
         created: ISO 8601, in UTC, or "".
+        quantization: of a file that is not fp32; see `Quantization`.
         outputs: the outputs the graph has, out of `OUTPUTS`.
         schema_version: of the manifest itself.
 
@@ -157,6 +197,7 @@ class Manifest:
     software: Mapping[str, str] = field(default_factory=dict)
     intended_use: str = "Research use only. Not a medical device."
     created: str = ""
+    quantization: Quantization | None = None
     outputs: tuple[str, ...] = ("logits", "probabilities", "embedding")
     schema_version: int = SCHEMA_VERSION
 
@@ -245,7 +286,7 @@ class Manifest:
         """
         text = metadata.get(MANIFEST_KEY)
         if text is None:
-            raise ManifestError(f"{source}: an ONNX file without a PocketDx manifest; make one with `pocketdx export`")
+            raise ManifestError(f"{source}: a model without a PocketDx manifest; make one with `pocketdx export`")
         return cls.from_json(text, source)
 
     def write_to(self, model_proto: ModelProto) -> None:

@@ -40,7 +40,7 @@ class Model:
     any number of threads. It pickles as its path (or bytes) and settings, and opens again where it arrives.
 
     Args:
-        source: path of the ``.onnx`` file, or its bytes.
+        source: path of the ``.onnx`` file, or one in onnxruntime's own format (``.ort``); or its bytes.
         threads: CPUs to use, the caller's included; never more than the process was granted
             (`granted_cpus`), which is also the default.
         batch_size: pictures decoded and computed together; bounds the memory used.
@@ -127,7 +127,7 @@ class Model:
         """Open the file now, to find a bad one early.
 
         Raises:
-            ModelError: the file cannot be read, is not ONNX, has weights in other files, or cannot be run.
+            ModelError: the file cannot be read, is not ONNX (or `.ort`), has weights in other files, or cannot be run.
             ManifestError: it has no valid manifest, or one that does not describe its graph.
         """
         self._session()

@@ -75,23 +75,12 @@ class Session:
             ModelError: not ONNX, damaged, with weights in other files, or onnxruntime cannot run it.
             ManifestError: without a valid manifest, or one that does not describe this graph.
         """
-        try:
-            summary = summarize(data)
-        except NotOnnxError as error:
-            raise ModelError(
-                f"{name}: not an ONNX model, or a damaged one ({error}); "
-                "give a file made by `pocketdx export`, copied whole"
-            ) from None
-        if summary.external_data:
-            raise ModelError(f"{name}: its weights lie in other files, a model is one file; {_EXPORT}")
-        manifest = Manifest.from_metadata(summary.metadata, name)
-        try:
-            engine = ort.InferenceSession(data, _session_options(threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base but this one
-            raise ModelError(
-                f"{name}: onnxruntime {ort.__version__} cannot run it ({_reason(error)}); "
-                "upgrade with: pip install --upgrade onnxruntime"
-            ) from error
+        if is_ort_format(data):
+            engine = _start(data, name, threads)
+            manifest = Manifest.from_metadata(engine.get_modelmeta().custom_metadata_map, name)
+        else:
+            manifest = Manifest.from_metadata(_metadata(data, name), name)
+            engine = _start(data, name, threads)
         inputs = tuple(_spec(each) for each in engine.get_inputs())
         outputs = tuple(_spec(each) for each in engine.get_outputs())
         problem = disagreement(manifest, inputs, outputs)
@@ -135,6 +124,42 @@ class Session:
             if each not in self.manifest.outputs:
                 has = ", ".join(self.manifest.outputs)
                 raise ModelError(f"{self.name}: no output {each!r} in it, it has {has}; {_EXPORT}")
+
+
+def is_ort_format(data: bytes) -> bool:
+    """Whether a file is in onnxruntime's own format (`.ort`): a flatbuffer, whose identifier says so."""
+    return data[4:8] == b"ORTM"
+
+
+def _metadata(data: bytes, name: str) -> Mapping[str, str]:
+    """Metadata properties of an ONNX file, before an engine is started."""
+    if data[4:8] == b"TFL3":
+        raise ModelError(f"{name}: a LiteRT file, for phones; give an .onnx or .ort file of the same bundle")
+    try:
+        summary = summarize(data)
+    except NotOnnxError as error:
+        raise ModelError(
+            f"{name}: not an ONNX model, or a damaged one ({error}); "
+            "give a file made by `pocketdx export`, copied whole"
+        ) from None
+    if summary.external_data:
+        raise ModelError(f"{name}: its weights lie in other files, a model is one file; {_EXPORT}")
+    return summary.metadata
+
+
+def _start(data: bytes, name: str, threads: int) -> Any:
+    try:
+        return ort.InferenceSession(data, _session_options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base but this one
+        raise ModelError(
+            f"{name}: onnxruntime {ort.__version__} cannot run it ({_reason(error)}); {_remedy(data)}"
+        ) from error
+
+
+def _remedy(data: bytes) -> str:
+    if is_ort_format(data):  # another version's, or damaged: the engine's words do not tell the two apart
+        return f"copy it again; if that does not help, {_EXPORT}, beside this onnxruntime"
+    return "upgrade with: pip install --upgrade onnxruntime"
 
 
 def disagreement(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
-from pocketdx_serve import routes
+from pocketdx_serve import routes, routes_v2
 from pocketdx_serve.envelope import Envelope
+from pocketdx_serve.models import Models, name_of
+from pocketdx_serve.pages import WEB, page_files, page_routes
 from pocketdx_serve.problems import Problem
-from pocketdx_serve.replies import answer_http_exception, answer_problem
+from pocketdx_serve.replies import answer_http_exception, answer_invalid, answer_problem
 from pocketdx_serve.schemas import ProblemDetails
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
+from pocketdx_serve.shortcut import Shortcut
+from pocketdx_serve.tensors import HEADER_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from pocketdx_runtime.model import Model
+    from pocketdx_serve.audit import AuditLog
+    from pocketdx_serve.keys import KeyRing
 
 DESCRIPTION = (
     "Diagnoses medical images with a PocketDx model file. Images stay in memory while they are worked on; "
@@ -31,18 +43,35 @@ DESCRIPTION = (
 )
 
 
-def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
-    """A FastAPI app that serves ``model``.
+def create_app(
+    models: Model | Mapping[str, Model],
+    settings: Settings | None = None,
+    *,
+    keys: KeyRing | None = None,
+    audit: AuditLog | None = None,
+    cors: Sequence[str] = (),
+    metrics: bool = True,
+    web: Path = WEB,
+) -> FastAPI:
+    """A FastAPI app that serves one model or several.
 
-    The model is loaded and warmed up beside the running server once the app starts; until then `/readyz` and
-    the image endpoints answer 503. Give the model ``threads=1``: the pool runs images side by side, which is
-    faster than several threads within one image.
+    Each model is loaded and tested beside the running server once the app starts; until then `/readyz` and the
+    image endpoints answer 503. Give models ``threads=1``: the pool runs images side by side, which is faster
+    than several threads within one image.
 
     Args:
-        model: which model; need not be loaded yet.
+        models: the model, or several by name, the default first; they need not be loaded yet. A single one is
+            named after its file.
         settings: limits and sizes; None takes the defaults.
+        keys: who may ask; None lets everybody in.
+        audit: where to record what was asked; it is closed when the app ends.
+        cors: origins whose pages may ask from a browser; none by default.
+        metrics: whether `/metrics` is one of its addresses.
+        web: folder of the built web page; without its index.html, ``/`` leads to the documentation.
     """
-    service = Service(model, settings or Settings())
+    if not isinstance(models, Mapping):
+        models = {name_of(models.name): models}
+    service = Service(Models(models), settings or Settings(), keys, audit)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -58,19 +87,43 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
+        exception_handlers={
+            Problem: answer_problem,
+            HTTPException: answer_http_exception,
+            RequestValidationError: answer_invalid,
+        },
     )
     app.state.service = service
-    app.add_middleware(Envelope)
+    for_images = [each for each in routes.images.routes if isinstance(each, APIRoute)]
+    app.add_middleware(Shortcut, routes=for_images)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", HEADER_LENGTH],
+            expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH],
+        )
+    app.add_middleware(
+        Envelope,
+        metrics=service.metrics,
+        full=service.is_full,
+        images=() if cors else [each.path for each in for_images],
+    )
+    app.include_router(routes.images)
     app.include_router(routes.api)
+    app.include_router(routes_v2.v2)
     app.include_router(routes.health)
+    if metrics:
+        app.include_router(routes.monitoring)
+    app.router.routes.extend(page_routes(page_files(web)) or [Route("/", routes.root, methods=["GET"])])
     app.openapi = cache(lambda: _openapi(app))  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, with the schema of problems, which no route returns as its regular answer."""
-    document = get_openapi(
+    document: dict[str, Any] = get_openapi(
         title=app.title,
         version=app.version,
         description=app.description,
@@ -81,4 +134,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["ProblemDetails"] = problem
+    if app.state.service.keys is not None:
+        document["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "401" in operation["responses"]:
+                    operation["security"] = [{"bearer": []}, {"header": []}]
     return document

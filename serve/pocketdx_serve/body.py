@@ -71,12 +71,7 @@ class Upload:
         """
         content_type = headers.get("content-type", "application/octet-stream")
         media_type = content_type.partition(";")[0].strip().lower()
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise Problem(
-                "content-encoding",
-                "send the body without Content-Encoding; images are compressed already",
-                headers={"Accept-Encoding": "identity"},
-            )
+        _check_encoding(headers)
         if media_type == "multipart/form-data":
             parts = ImageParts(content_type, self._settings.max_images)
             async with aclosing(self._chunks(headers, receive)) as chunks:
@@ -87,13 +82,18 @@ class Upload:
                 raise Problem("empty", "the form has no image; send files in a field named `image`")
             return images
         if media_type.startswith("image/") or media_type in RAW_TYPES:
-            async with aclosing(self._chunks(headers, receive)) as chunks:
-                return [b"".join([chunk async for chunk in chunks])]
+            return [await self.body(headers, receive)]
         raise Problem(
             "content-type",
             f"send {ACCEPTED}; with curl: -F image=@FILE, or -H 'Content-Type: image/jpeg' --data-binary @FILE",
             headers={"Accept": ACCEPTED},
         )
+
+    async def body(self, headers: Headers, receive: Receive) -> bytes:
+        """Read the body as it is; raises as `images`."""
+        _check_encoding(headers)
+        async with aclosing(self._chunks(headers, receive)) as chunks:
+            return b"".join([chunk async for chunk in chunks])
 
     async def _chunks(self, headers: Headers, receive: Receive) -> AsyncGenerator[bytes, None]:
         """Yield the body chunk by chunk; refuse what is declared too large before its first byte is read."""
@@ -124,3 +124,12 @@ class Upload:
             self.size += len(chunk)
             if chunk:
                 yield chunk
+
+
+def _check_encoding(headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(
+            "content-encoding",
+            "send the body without Content-Encoding; images are compressed already",
+            headers={"Accept-Encoding": "identity"},
+        )

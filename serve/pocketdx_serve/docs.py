@@ -32,7 +32,10 @@ _CURL = {
     "curl -F image=@a.jpg -F image=@b.png {base}/v1/diagnose\n"
     "curl -H 'Content-Type: image/jpeg' --data-binary @chest.jpg {base}/v1/diagnose",
     "/v1/embed": "curl -F image=@chest.jpg {base}/v1/embed",
+    "/v1/models": "curl {base}/v1/models",
     "/v1/model": "curl {base}/v1/model",
+    "/v1/model/file": "curl -o model.onnx {base}/v1/model/file",
+    "/v1/model/golden": "curl -o golden.npz {base}/v1/model/golden",
     "/livez": "curl {base}/livez",
     "/readyz": "curl {base}/readyz",
 }

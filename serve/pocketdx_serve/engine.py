@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from pocketdx_runtime.diagnosis import diagnose
 from pocketdx_runtime.errors import ImageError
 from pocketdx_runtime.image import Limits, load
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.problems import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pocketdx_runtime.diagnosis import Diagnosis
     from pocketdx_runtime.model import Model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Vector = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Outputs = dict[str, Vector]
 
 log = logging.getLogger("pocketdx.serve")
 
@@ -81,16 +83,24 @@ class Engine:
 
     def diagnose(self, data: bytes, job: Job[Answer[Diagnosis] | Refused]) -> Answer[Diagnosis] | Refused:
         """Diagnose one encoded image."""
-        return self._examine(data, job, lambda pixels: self.model.diagnose([pixels])[0])
+        return self._examine(data, job, self._diagnose)
 
     def embed(self, data: bytes, job: Job[Answer[Vector] | Refused]) -> Answer[Vector] | Refused:
         """Embed one encoded image: float32 [D], L2-normalised."""
-        return self._examine(data, job, lambda pixels: self.model.embed([pixels])[0])
+        return self._examine(data, job, lambda pixels: self._row(pixels, "embedding"))
 
-    def _examine(self, data: bytes, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]) -> Answer[T] | Refused:
+    def infer(
+        self, image: bytes | Pixels, outputs: Sequence[str], job: Job[Answer[Outputs] | Refused]
+    ) -> Answer[Outputs] | Refused:
+        """Run the graph on one image, encoded or uint8 [H, W, 3] of any size, for ``outputs``: float32 [1, ...]."""
+        return self._examine(image, job, lambda pixels: self.model.run(pixels[np.newaxis], outputs))
+
+    def _examine(
+        self, image: bytes | Pixels, job: Job[Answer[T] | Refused], infer: Callable[[Pixels], T]
+    ) -> Answer[T] | Refused:
         started = time.perf_counter()
         try:
-            pixels = self._decode(data)
+            pixels = self._decode(image) if isinstance(image, bytes) else image
             if isinstance(pixels, Refused):
                 return pixels
             decoded = time.perf_counter()
@@ -100,6 +110,16 @@ class Engine:
         except MemoryError:
             return Refused("out-of-memory", "try again later, or send a smaller image")
         return Answer(value, started - job.queued_at, decoded - started, time.perf_counter() - decoded)
+
+    def _diagnose(self, pixels: Pixels) -> Diagnosis:
+        return diagnose(self._row(pixels, "probabilities").tolist(), self.model.manifest)
+
+    def _row(self, pixels: Pixels, output: str) -> Vector:
+        """One output for one decoded picture. Not `Model.diagnose`, which would decode: the pool has done that."""
+        row: Vector = self.model.run(pixels[np.newaxis], [output])[output][0]
+        if not np.isfinite(row).all():
+            raise ServeError(f"{self.model.name}: its {output} are not finite numbers; export it again")
+        return row
 
     def _decode(self, data: bytes) -> Pixels | Refused:
         size = self.model.manifest.preprocessing.size

@@ -10,14 +10,19 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pocketdx_serve.body import ClientGone
+from pocketdx_serve.logs import REQUEST
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from pocketdx_serve.metrics import Metrics
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET: Final = frozenset({"/livez", "/readyz"})
+_QUIET: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 CLIENT_GONE: Final = 499
 """Logged, never sent: nginx's code for a client that closed the connection before its answer."""
 
@@ -31,14 +36,39 @@ SECURITY_HEADERS: Final = (
 )
 """On every response that does not set them itself. No CORS headers: pages of other sites get nothing."""
 
+OVERLOADED: Final = Problem("overloaded", "as many images as may wait are waiting; try again in a moment")
+_REFUSAL: Final = json.dumps(OVERLOADED.document("%s")).encode()
+_REFUSAL_HEADERS: Final = (
+    *SECURITY_HEADERS,
+    (b"content-type", MEDIA_TYPE.encode()),
+    (b"retry-after", OVERLOADED.headers["Retry-After"].encode()),
+)
+
 log = logging.getLogger("pocketdx.serve")
 
 
 class Envelope:
-    """ASGI middleware; written against ASGI directly, because it costs each request."""
+    """ASGI middleware; written against ASGI directly, because it costs each request.
 
-    def __init__(self, app: ASGIApp) -> None:
+    While the server is full it answers requests for images itself, before anything else looks at them: what a
+    refusal costs is taken from the answers that others wait for. Such refusals are counted, and logged together.
+
+    Args:
+        app: for everything else.
+        metrics: where requests are counted.
+        full: whether the server can take no image now.
+        images: addresses that take images.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, full: Callable[[], bool] = bool, images: Collection[str] = ()
+    ) -> None:
         self.app = app
+        self.metrics = metrics
+        self._full = full
+        self._images = frozenset(images)
+        self._refused = 0
+        self._refused_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -47,6 +77,9 @@ class Envelope:
             return
         started = time.perf_counter()
         request_id = _request_id(scope)
+        if scope["path"] in self._images and scope["method"] == "POST" and self._full():
+            await self._refuse(scope["path"], request_id, send)
+            return
         notes: dict[str, Any] = {}
         scope.setdefault("state", {}).update(request_id=request_id, notes=notes)
         status = 0
@@ -62,6 +95,7 @@ class Envelope:
                 message["headers"] = headers
             await send(message)
 
+        self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_sealed)
         except ClientGone:
@@ -72,7 +106,25 @@ class Envelope:
             if not status:
                 await _send_internal(request_id, send_sealed)
         finally:
-            _log(scope, status, request_id, notes, time.perf_counter() - started)
+            self.metrics.in_flight.dec()
+            seconds = time.perf_counter() - started
+            # The route's template, not the path: a path is the client's text and may be anything.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.request(route, status, notes.get("reason"), seconds)
+            _log(scope, route, status, request_id, notes, seconds)
+
+    async def _refuse(self, path: str, request_id: str, send: Send) -> None:
+        headers = [*_REFUSAL_HEADERS, (b"x-request-id", request_id.encode())]
+        body = _REFUSAL % request_id.encode()
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": OVERLOADED.kind.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self.metrics.request(path, OVERLOADED.kind.status, OVERLOADED.kind.reason, 0.0)
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._refused_since > 1:
+            log.warning("overloaded", extra={"fields": {"refused": self._refused}})
+            self._refused, self._refused_since = 0, now
 
 
 def _request_id(scope: Scope) -> str:
@@ -91,9 +143,7 @@ async def _send_internal(request_id: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": json.dumps(problem.document(request_id)).encode()})
 
 
-def _log(scope: Scope, status: int, request_id: str, notes: dict[str, Any], seconds: float) -> None:
-    # The route's template, not the path: a path is the client's text and may be anything.
-    route = getattr(scope.get("route"), "path", "unknown")
+def _log(scope: Scope, route: str, status: int, request_id: str, notes: dict[str, Any], seconds: float) -> None:
     if route in _QUIET and status == 200:
         return
     fields = {
@@ -104,4 +154,4 @@ def _log(scope: Scope, status: int, request_id: str, notes: dict[str, Any], seco
         "ms": round(seconds * 1000, 1),
         **notes,
     }
-    log.info("request", extra={"fields": fields})
+    log.info(REQUEST, extra={"fields": fields})

@@ -9,10 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
 import traceback
+from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
+
+REQUEST: Final = "request"
+"""The event of a request's line."""
+BATCH_SECONDS: Final = 0.2
+BATCH_LINES: Final = 50_000
 
 
 def _places(record: logging.LogRecord) -> dict[str, Any]:
@@ -50,9 +59,54 @@ class PlainFormatter(logging.Formatter):
         return " ".join([f"{level}{record.getMessage()}", *(f"{name}={value}" for name, value in fields.items())])
 
 
+class Unhurried(logging.StreamHandler[Any]):
+    """A handler that writes the lines of requests in batches, a few times a second, from a thread of its own.
+
+    A write for each request costs it a system call, and a reader that has stopped would stop the event loop.
+    Every other line is written at once, with what waits before it; so is what waits when the process ends. A kill
+    loses at most the lines of the last `BATCH_SECONDS`. With more than `BATCH_LINES` waiting, new ones are counted
+    and dropped.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._batch: deque[str] = deque()  # whose ends are safe to use from two threads
+        self._dropped = 0
+        self._pen = threading.Lock()
+        threading.Thread(target=self._write_on, name="pocketdx-log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line of a request for later; write any other."""
+        line = self.format(record)
+        if len(self._batch) < BATCH_LINES:
+            self._batch.append(line)
+        else:
+            self._dropped += 1
+        if record.msg != REQUEST:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._pen:
+            batch = [self._batch.popleft() for _ in range(len(self._batch))]
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                record = logging.makeLogRecord({"msg": "log lines dropped", "fields": {"lines": dropped}})
+                batch.append(self.format(record))
+            if batch:
+                with suppress(OSError, ValueError):  # nobody reads any more: no reason to stop serving
+                    self.stream.write("\n".join([*batch, ""]))
+                    self.stream.flush()
+
+    def _write_on(self) -> None:
+        while True:
+            time.sleep(BATCH_SECONDS)
+            self.flush()
+
+
 def configure() -> None:
     """Send the server's and uvicorn's records to stderr: plain on a terminal, JSON otherwise."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Unhurried(sys.stderr)
     handler.setFormatter(PlainFormatter() if sys.stderr.isatty() else JsonFormatter())
     for name, level in (("pocketdx.serve", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)

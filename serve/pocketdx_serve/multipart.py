@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pocketdx_serve.problems import Problem
+
+# It logs bytes of the body, and each broken one twice.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 FIELDS = frozenset({b"image", b"images"})
 MAX_HEADER_BYTES = 8 * 1024

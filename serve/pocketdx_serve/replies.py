@@ -44,8 +44,11 @@ async def answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     request.state.notes["reason"] = error.kind.reason
     response = ClosingResponse if error.body_unread else Response
+    document = error.document(request.state.request_id)
+    if request.url.path.startswith("/v2"):
+        document["error"] = error.detail  # where clients of that protocol look for it
     return response(
-        json.dumps(error.document(request.state.request_id)),
+        json.dumps(document),
         status_code=error.kind.status,
         headers=error.headers,
         media_type=MEDIA_TYPE,
@@ -58,3 +61,8 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     reason = _BY_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
     problem = Problem(reason, f"{error.detail}; see /docs", headers=error.headers)
     return await answer_problem(request, problem)
+
+
+async def answer_invalid(request: Request, _error: Exception) -> Response:
+    """The response for parameters that FastAPI refuses; its own would quote them."""
+    return await answer_problem(request, Problem("bad-request", "a parameter is not what /docs says it has to be"))

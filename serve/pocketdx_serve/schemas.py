@@ -68,6 +68,20 @@ class ModelInfo(_Out):
     manifest: Manifest
 
 
+class ModelEntry(_Out):
+    """One of the served models."""
+
+    name: Annotated[str, Field(description="What `?model=` and /v2/models/ take.", examples=["chest"])]
+    state: Annotated[str, Field(examples=["ready"])]
+    digest: Annotated[str | None, Field(description="SHA-256 of its file, once loaded.", examples=["9f2c…"])]
+
+
+class ModelList(_Out):
+    """The served models, the default first."""
+
+    models: list[ModelEntry]
+
+
 class Status(_Out):
     """The answer of a health check that passed."""
 

@@ -5,94 +5,130 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketdx_runtime.cpu import granted_cpus
+from pocketdx_runtime.diagnosis import Diagnosis, diagnose
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
 from pocketdx_serve.body import ClientGone, HeldBytes
-from pocketdx_serve.engine import Answer, Engine, Refused, warm_up
+from pocketdx_serve.engine import Answer, Refused
+from pocketdx_serve.errors import AuditError
+from pocketdx_serve.metrics import Metrics
+from pocketdx_serve.models import State, prepare
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
+from pocketdx_serve.rates import Rates
+from pocketdx_serve.reload import Reloader
 from pocketdx_serve.workers import Full, Job, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from fastapi import Request
     from starlette.types import Receive
 
-    from pocketdx_runtime.model import Model
+    from pocketdx_runtime.manifest import Manifest
+    from pocketdx_serve.audit import AuditLog
+    from pocketdx_serve.engine import Pixels
+    from pocketdx_serve.keys import KeyRing
+    from pocketdx_serve.models import Loaded, Models, Slot
     from pocketdx_serve.settings import Settings
 
 T = TypeVar("T")
+R = TypeVar("R")
 STALL_DEADLINES = 2
 """A worker busy with one image for this many deadlines is taken for wedged."""
 
+ANYBODY = "anybody"
+SYNC_SECONDS = 1.0
+UNWATCHED = 0.05
+"""Seconds for which a request's connection is not watched: a client that went away is noticed that much later."""
+
 log = logging.getLogger("pocketdx.serve")
-
-
-class State(StrEnum):
-    """How far the model is; the values are the reasons of the 503 that says no."""
-
-    STARTING = "starting"
-    READY = "ready"
-    FAILED = "failed"
-
-
-_WHY = {
-    State.STARTING: "the model is being loaded; try again in a moment",
-    State.FAILED: "the model gave no usable answer to the warm-up; see the server's log",
-}
 
 
 class Service:
     """The state of one app. All methods are for the event loop's thread, except `drain`."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self.model = model
+    def __init__(
+        self, models: Models, settings: Settings, keys: KeyRing | None = None, audit: AuditLog | None = None
+    ) -> None:
+        self.models = models
         self.settings = settings
-        self.engine = Engine(
-            model,
-            Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side),
-        )
+        self.keys = keys
+        self.audit = audit
+        self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side)
         self.workers = Workers(settings.threads or granted_cpus(), settings.queue)
         self.held = HeldBytes(settings.max_held)
-        self.state = State.STARTING
+        self.rates = Rates(settings.rate, max(settings.rate, settings.max_images)) if settings.rate else None
+        self.metrics = Metrics()
+        self.metrics.watch("queue_depth", "Images that wait for a thread.", lambda: self.workers.waiting)
+        self.metrics.watch("busy_threads", "Threads at work on an image.", lambda: self.workers.busy)
+        self.metrics.watch("held_bytes", "Bytes of request bodies in memory.", lambda: self.held.total)
+        self.reloader = Reloader(models, keys, self.limits, self.metrics, settings.reload_interval, self._ready)
         self.draining = False
-        self._warm_up: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Start the threads and, beside the server, load and warm up the model."""
+        """Start the threads and, beside the server, load and test the models."""
+        self._loop = asyncio.get_running_loop()
         self.workers.start()
-        self._warm_up = asyncio.create_task(self._get_ready())
+        self._tasks = [asyncio.create_task(each) for each in (self._get_ready(), self.reloader.run())]
+        if self.audit is not None:
+            self._tasks.append(asyncio.create_task(self._sync(self.audit)))
 
     async def stop(self) -> None:
         """Stop the threads; what is still queued is dropped."""
         self.drain()
-        if self._warm_up is not None:
-            self._warm_up.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._warm_up
+                await task
         self.workers.close(timeout=self.settings.deadline)
+        if self.audit is not None:
+            self.audit.close()
+
+    def reload_soon(self) -> None:
+        """Look for changed files now. For any thread, and for signal handlers."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.reloader.poke)
+
+    async def _sync(self, audit: AuditLog) -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            try:
+                await asyncio.to_thread(audit.sync)
+            except OSError as error:
+                log.error("audit log: cannot be flushed to the disk: %s", error.strerror)
+
+    def _ready(self, slot: Slot) -> None:
+        loaded = slot.get()
+        self.metrics.answering(slot)
+        fields = {"model": slot.name, "digest": loaded.model.digest, "tested": loaded.tested}
+        log.info("ready", extra={"fields": fields})
 
     def drain(self) -> None:
         """Report not ready from now on. Requests that reach the server all the same are still answered."""
         self.draining = True
 
     async def _get_ready(self) -> None:
-        (job,) = self.workers.submit([lambda _job: warm_up(self.model)])
+        for slot in self.models:
+            if slot.state is State.STARTING:
+                await self._first_load(slot)
+
+    async def _first_load(self, slot: Slot) -> None:
+        (job,) = self.workers.submit([lambda _job: prepare(slot.model, self.limits)])
         try:
-            await job.future
+            slot.fill(await job.future)
         except PocketDxError as error:
-            self.state = State.FAILED
-            log.error("warm-up failed: %s", error)
+            slot.state = State.FAILED
+            log.error("self-test failed: %s", error)
         except Exception:
-            self.state = State.FAILED
-            log.exception("warm-up failed")
+            slot.state = State.FAILED
+            log.exception("self-test failed")
         else:
-            self.state = State.READY
-            log.info("ready", extra={"fields": {"model": self.model.name, "digest": self.model.digest}})
+            self._ready(slot)
 
     def check_alive(self) -> None:
         """Return if the workers move.
@@ -104,53 +140,107 @@ class Service:
             raise Problem("stalled", "every worker has been busy for too long; restart the server")
 
     def check_ready(self) -> None:
-        """Return if new requests are welcome.
+        """Return if new requests are welcome: every model has passed its self-test, and threads move.
 
         Raises:
             Problem: 503, with the reason.
         """
         if self.draining:
             raise Problem("draining", "the server is shutting down; ask another one")
-        self.check_loaded()
+        for slot in self.models:
+            slot.get()
         self.check_alive()
 
-    def check_loaded(self) -> None:
-        """Return if the model has answered its warm-up.
+    def admit(self, request: Request, images: int = 0) -> str:
+        """Name of who asks, from the key; "anybody" where the server has no keys.
+
+        Args:
+            request: with the key in its headers.
+            images: to count against the key's rate.
 
         Raises:
-            Problem: 503, not yet or not at all.
+            Problem: 401 no known key, 429 too many images.
         """
-        if self.state is not State.READY:
-            raise Problem(self.state.value, _WHY[self.state])
+        if self.keys is None:
+            return ANYBODY
+        who = self.keys.admit(request.headers)
+        request.state.notes["key"] = who
+        if self.rates is not None and images:
+            self.rates.take(who, images)
+        return who
 
-    def check_room(self, output: str) -> None:
-        """Return if a request for ``output`` has a chance, before its body is read.
+    def owe(self, who: str, images: int) -> None:
+        """Count images beyond the one that was counted when the request was let in."""
+        if self.rates is not None and images > 0 and self.keys is not None:
+            self.rates.owe(who, images)
+
+    def audited(
+        self,
+        work: Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused],
+        who: str,
+        loaded: Loaded,
+        image: bytes | Pixels,
+    ) -> Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]:
+        """``work`` that also writes its line of the audit log, on the same thread, before anybody has the answer."""
+        if self.audit is None:
+            return work
+        audit = self.audit
+
+        def recorded(job: Job[Answer[T] | Refused]) -> Answer[T] | Refused:
+            outcome = work(job)
+            if isinstance(outcome, Answer):
+                data = image if isinstance(image, bytes) else image.tobytes()
+                try:
+                    audit.record(who, loaded.model.digest, verdict_of(outcome.value, loaded.model.manifest), data)
+                except AuditError as error:
+                    log.error("no answer without an audit record: %s", error)
+                    return Refused("audit-unavailable", "the audit log cannot be written; tell the operator")
+            return outcome
+
+        return recorded
+
+    def is_full(self) -> bool:
+        """Whether not even one more image has a place."""
+        return self.workers.full
+
+    def check_room(self) -> None:
+        """Return if a request for images has a chance, before its body is read.
 
         Raises:
-            Problem: 503 not loaded or full, 404 the model has no such output.
+            Problem: 503, full.
         """
-        self.check_loaded()
-        if output not in self.model.manifest.outputs:
-            raise Problem("output-missing", f"{self.model.name} was exported without `{output}`")
         if self.workers.full:
             raise self._overloaded()
 
     def _overloaded(self) -> Problem:
         return Problem("overloaded", f"{self.workers.waiting} images are waiting already; try again in a moment")
 
+    async def offload(self, work: Callable[[], R]) -> R:
+        """The result of ``work``, done by a thread of the pool; raises as `examine`, and what it raises."""
+        try:
+            (job,) = self.workers.submit([lambda _job: work()])
+        except Full:
+            raise self._overloaded() from None
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                result: R = await job.future
+                return result
+        except TimeoutError:
+            raise self._too_late() from None
+        finally:
+            if not job.future.done():
+                self.workers.drop([job])
+
     async def examine(
-        self,
-        images: Sequence[bytes],
-        examiner: Callable[[bytes, Job[Answer[T] | Refused]], Answer[T] | Refused],
-        receive: Receive,
+        self, model: str, works: Sequence[Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]], receive: Receive
     ) -> list[Answer[T]]:
-        """Answers for ``images`` in order, each image one job of the pool.
+        """Answers in order, each image one job of the pool.
 
         One image per job: one request keeps all threads busy, and small requests pass between large ones.
 
         Args:
-            images: the encoded images.
-            examiner: a method of `Engine`.
+            model: the slot's name, for the metrics.
+            works: for each image, a method of `Engine` with the image bound to it.
             receive: of the request, whose body has been read; it tells when the client goes away.
 
         Raises:
@@ -158,25 +248,49 @@ class Service:
             ClientGone: nobody waits for the answer any more.
         """
         try:
-            jobs = self.workers.submit([partial(examiner, data) for data in images])
+            jobs = self.workers.submit(works)
         except Full:
             raise self._overloaded() from None
-        answers = asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        futures = [job.future for job in jobs]
+        try:
+            # Most answers come before it is worth a task of its own to watch the connection.
+            _, pending = await asyncio.wait(futures, timeout=min(UNWATCHED, self.settings.deadline))
+            if pending and not await self._outlast(pending, receive):
+                raise self._too_late()
+            answers = _sort_out(futures)
+        finally:
+            if not all(future.done() for future in futures):
+                self.workers.drop(jobs)
+        self.metrics.answered(model, answers)
+        return answers
+
+    def _too_late(self) -> Problem:
+        return Problem("deadline", f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images")
+
+    async def _outlast(self, pending: Iterable[asyncio.Future[Any]], receive: Receive) -> bool:
+        """Whether all of ``pending`` are done within what is left of the deadline, while the client waits.
+
+        Raises:
+            ClientGone: it went away first.
+        """
+        answers = asyncio.ensure_future(asyncio.wait(pending))
         gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait((answers, gone), timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
-            if answers.done():
-                return _sort_out(answers.result())
-            if gone.done():
+            left = max(0.0, self.settings.deadline - UNWATCHED)
+            await asyncio.wait((answers, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not answers.done():
                 raise ClientGone
-            raise Problem(
-                "deadline",
-                f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images",
-            )
+            return answers.done()
         finally:
             gone.cancel()
-            if not answers.done():
-                self.workers.drop(jobs)
+            answers.cancel()
+
+
+def verdict_of(value: object, manifest: Manifest) -> str | None:
+    """The label in an answer; None for one without, such as an embedding."""
+    if isinstance(value, dict) and "probabilities" in value:
+        value = diagnose(value["probabilities"][0].tolist(), manifest)
+    return value.label if isinstance(value, Diagnosis) else None
 
 
 async def _gone(receive: Receive) -> None:
@@ -184,7 +298,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[Answer[T]]:
+def _sort_out(futures: Sequence[asyncio.Future[Answer[T] | Refused]]) -> list[Answer[T]]:
     """The answers, if there is one for every image.
 
     Raises:
@@ -192,14 +306,18 @@ def _sort_out(outcomes: Sequence[Answer[T] | Refused | BaseException]) -> list[A
     """
     answers: list[Answer[T]] = []
     faults: list[ImageFault] = []
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, BaseException):
-            log.error("inference failed", exc_info=outcome)
+    for future in futures:
+        # Each error is looked at, or asyncio complains of one that nobody took; the first leads.
+        if (error := future.exception()) is not None:
+            log.error("inference failed", exc_info=error)
+    for index, future in enumerate(futures):
+        if future.exception() is not None:
             raise Problem("internal", "the model failed on an image; see the server's log")
+        outcome = future.result()
         if isinstance(outcome, Refused):
             faults.append(ImageFault(index, outcome.reason, outcome.detail))
         else:
             answers.append(outcome)
     if faults:
-        raise refuse_images(faults, len(outcomes))
+        raise refuse_images(faults, len(futures))
     return answers

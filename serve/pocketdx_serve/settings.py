@@ -24,6 +24,8 @@ class Settings:
         max_pixels: width x height of one image, >= 1, checked before decoding; more is 413.
         max_side: pixels per side of one image, >= 1; more is 413.
         max_images: images in one request, >= 1 and <= threads + queue; more is 413.
+        rate: images a second for each API key, > 0; more is 429. None: as many as there is room for.
+        reload_interval: seconds between two looks at the model files and the keys, > 0.
 
     Raises:
         ServeError: a value is out of its range.
@@ -38,14 +40,16 @@ class Settings:
     max_pixels: int = 50_000_000
     max_side: int = 32_768
     max_images: int = 16
+    rate: float | None = None
+    reload_interval: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             smallest = 0 if field.name == "queue" else 1
-            if field.name in ("deadline", "read_timeout"):
-                if not 0 < value < float("inf"):
-                    raise ServeError(f"{field.name} = {value}: give a number of seconds above 0")
+            if field.name in ("deadline", "read_timeout", "reload_interval", "rate"):
+                if value is not None and not 0 < value < float("inf"):
+                    raise ServeError(f"{field.name} = {value}: give a number above 0")
             elif value is not None and value < smallest:
                 raise ServeError(f"{field.name} = {value}: give at least {smallest}")
         if self.max_held < self.max_bytes:

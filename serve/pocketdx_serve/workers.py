@@ -104,6 +104,11 @@ class Workers:
         """Jobs in the queue."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> int:
+        """Threads at work."""
+        return len(self._busy_since)
+
     def stalled(self, seconds: float) -> bool:
         """Whether every thread has been busy with one job for more than ``seconds``."""
         with self._changed:

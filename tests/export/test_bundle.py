@@ -20,12 +20,15 @@ from pocketdx_export.commands import export
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import golden_archive, golden_pictures
-from pocketdx_export.targets import TARGETS, choose_targets
+from pocketdx_export.targets import choose_targets
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_runtime.model import Model
 from pocketdx_runtime.selftest import run_selftest
 from pocketdx_train.run import Run
+
+# What can be made of the run alone.
+DATALESS = choose_targets(("onnx",), (), has_data=False)
 
 
 @pytest.fixture
@@ -34,8 +37,11 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_holds_the_model_its_manifest_golden_inputs_card_and_sums(bundle: Bundle) -> None:
-    names = {path.name for path in bundle.folder.iterdir()} - {"parity.json"}
-    assert names == {"model.fp32.onnx", "manifest.json", "golden.npz", "MODEL_CARD.md", "SHA256SUMS"}
+    names = {path.name for path in bundle.folder.iterdir()} - {"parity.json", "report.html"}
+    assert names == {
+        *("model.fp32.onnx", "model.fp16.onnx", "model.w8.onnx"),
+        *("manifest.json", "golden.npz", "MODEL_CARD.md", "SHA256SUMS"),
+    }
     for line in (bundle.folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((bundle.folder / name).read_bytes()).hexdigest() == digest
@@ -98,7 +104,7 @@ def test_exporting_leaves_the_network_as_it_was(run: Run) -> None:
 
 
 def test_two_exports_of_a_run_are_the_same_but_for_the_time_of_day(bundle: Bundle, run: Run, tmp_path: Path) -> None:
-    again = export_run(run, tmp_path / "again", TARGETS)
+    again = export_run(run, tmp_path / "again", DATALESS)
     first, second = (onnx.load(each.files[0][1]) for each in (bundle, again))
     for model in (first, second):
         del model.metadata_props[:]
@@ -158,7 +164,7 @@ class TestBadInput:
             choose_targets(("teapot",), ())
 
     def test_an_existing_bundle_is_left_alone_unless_forced(self, copy: Path, run: Run) -> None:
-        arguments = [str(run.folder), "--out", str(copy)]
+        arguments = [str(run.folder), "--out", str(copy), "--format", "onnx", "--precision", "fp32"]
         before = (copy / "manifest.json").read_bytes()
         refused = CliRunner().invoke(export, arguments)
         assert isinstance(refused.exception, PocketDxError)
@@ -166,7 +172,9 @@ class TestBadInput:
         assert (copy / "manifest.json").read_bytes() == before
         forced = CliRunner().invoke(export, [*arguments, "--force", "--json"])
         assert forced.exit_code == 0
-        assert json.loads(forced.stdout)["files"] == {"onnx-fp32": str(copy / "model.fp32.onnx")}
+        assert json.loads(forced.stdout)["files"] == {
+            target.name: str(copy / target.file_name()) for target in DATALESS
+        }
 
     def test_a_file_that_answers_wrongly_is_not_exported_and_leaves_nothing(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +189,7 @@ class TestBadInput:
 
         monkeypatch.setattr(material_module, "to_onnx", broken)
         with pytest.raises(ExportError, match=r"model\.fp32\.onnx: answers differ"):
-            export_run(run, tmp_path / "bundle", TARGETS)
+            export_run(run, tmp_path / "bundle", DATALESS)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_full_disk_leaves_nothing(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +198,7 @@ class TestBadInput:
 
         monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(PocketDxError, match=r"bundle: cannot be written.*free some space"):
-            export_run(run, tmp_path / "bundle", TARGETS)
+            export_run(run, tmp_path / "bundle", DATALESS)
         assert list(tmp_path.iterdir()) == []
 
     def test_an_unfinished_or_foreign_folder_is_no_run(self, tmp_path: Path) -> None:

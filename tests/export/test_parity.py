@@ -1,4 +1,4 @@
-"""An honest export passes; each way of breaking it fails, at the level where the fault is."""
+"""Parity: what passes, what fails, what cannot be compared, what is written. test_parity_mutations.py breaks files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
+from graph_surgery import change, first_weight, node_of
 from pocketdx_export.bundle import Bundle
-from pocketdx_export.commands import parity
 from pocketdx_export.errors import ParityError
 from pocketdx_export.parity import Report, compare_file
 from pocketdx_export.parity.probe import first_convolution_input
+from pocketdx_export.parity.report import LEVELS
 from pocketdx_export.parity.tolerances import logit_scale
-from pocketdx_runtime.manifest import MANIFEST_KEY, Manifest
+from pocketdx_export.parity_command import parity
 from pocketdx_train.evaluation import ChosenSet, choose_set
 from pocketdx_train.run import RUN_FILE, WEIGHTS_FILE, Run, digest, write_json
 
@@ -49,140 +49,16 @@ def compare_broken(bundle: Bundle, run: Run, chosen: ChosenSet, tmp_path: Path) 
     return compare
 
 
-def node_of(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.op_type == kind)
-
-
-def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Replace the values of one initializer."""
-    tensor = next(each for each in model.graph.initializer if each.name == name)
-    values = new(numpy_helper.to_array(tensor).copy())
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
-
-
-def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
-    kept = [each for each in node.attribute if each.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-
-def insert_after(model: onnx.ModelProto, tensor: str, node: onnx.NodeProto) -> None:
-    """Send all readers of `tensor` through `node`, which reads `tensor` and writes its own output."""
-    for each in model.graph.node:
-        for position, name in enumerate(each.input):
-            if name == tensor:
-                each.input[position] = node.output[0]
-    node.input[0] = tensor
-    producer = next(i for i, each in enumerate(model.graph.node) if tensor in each.output)
-    model.graph.node.insert(producer + 1, node)
-
-
-def change_manifest(model: onnx.ModelProto, **changes: object) -> None:
-    text = next(each.value for each in model.metadata_props if each.key == MANIFEST_KEY)
-    dataclasses.replace(Manifest.from_json(text), **changes).write_to(model)
-
-
 def wrong_mean(model: onnx.ModelProto) -> None:
     change(model, "offset", lambda offset: np.full_like(offset, 127.5))
-
-
-def mean_and_std_swapped_between_channels(model: onnx.ModelProto) -> None:
-    change(model, "factor", lambda factor: factor[:, ::-1])
-
-
-def resize_without_antialias(model: onnx.ModelProto) -> None:
-    resize = node_of(model, "Resize")
-    set_attribute(resize, "antialias", 0)
-    set_attribute(resize, "exclude_outside", 0)  # goes with antialias only
-
-
-def resize_half_a_pixel_off(model: onnx.ModelProto) -> None:
-    resize = node_of(model, "Resize")
-    set_attribute(resize, "coordinate_transformation_mode", "asymmetric")
-
-
-def swapped_channels(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
-    tensor = node_of(model, "Transpose").output[0]
-    insert_after(model, tensor, helper.make_node("Gather", ["", "bgr"], ["swapped"], axis=1))
-
-
-def first_weight(model: onnx.ModelProto) -> str:
-    return str(node_of(model, "Conv").input[1])
-
-
-def one_weight_with_a_flipped_exponent_bit(model: onnx.ModelProto) -> None:
-    def flip(weights: np.ndarray) -> np.ndarray:
-        bits = weights.reshape(-1).view(np.uint32)
-        bits[np.abs(weights).argmax()] ^= np.uint32(1 << 24)
-        return weights
-
-    change(model, first_weight(model), flip)
-
-
-def a_weight_perturbed_by_one_percent(model: onnx.ModelProto) -> None:
-    def perturb(weights: np.ndarray) -> np.ndarray:
-        flat = weights.reshape(-1)
-        flat[np.abs(flat).argmax()] *= 1.01
-        return weights
-
-    change(model, first_weight(model), perturb)
-
-
-def softmax_twice(model: onnx.ModelProto) -> None:
-    softmax = node_of(model, "Softmax")
-    softmax.output[0] = "once"
-    model.graph.node.append(helper.make_node("Softmax", ["once"], ["probabilities"], axis=1))
-
-
-def embedding_of_any_length(model: onnx.ModelProto) -> None:
-    division = next(node for node in model.graph.node if "embedding" in node.output)
-    division.output[0] = "unit"
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(3.0), "three"))
-    model.graph.node.append(helper.make_node("Mul", ["unit", "three"], ["embedding"]))
-
-
-def permuted_labels(model: onnx.ModelProto) -> None:
-    change_manifest(model, labels=("stripes", "blobs"))
-
-
-def lost_temperature(model: onnx.ModelProto) -> None:
-    text = next(each.value for each in model.metadata_props if each.key == MANIFEST_KEY)
-    change_manifest(model, temperature=Manifest.from_json(text).temperature + 0.5)
-
-
-BROKEN: list[tuple[Breaking, str, str]] = [
-    (wrong_mean, "pixels", "runtime"),
-    (mean_and_std_swapped_between_channels, "pixels", "runtime"),
-    (resize_without_antialias, "pixels", "graph"),
-    (resize_half_a_pixel_off, "pixels", "graph"),
-    (swapped_channels, "pixels", "runtime"),
-    (one_weight_with_a_flipped_exponent_bit, "numbers", "runtime"),
-    (a_weight_perturbed_by_one_percent, "numbers", "runtime"),
-    (softmax_twice, "numbers", "runtime"),
-    (embedding_of_any_length, "numbers", "runtime"),
-    (permuted_labels, "manifest", ""),
-    (lost_temperature, "manifest", ""),
-]
 
 
 def test_an_honest_export_passes_every_check(bundle: Bundle, run: Run, chosen: ChosenSet) -> None:
     report = compare_file(bundle.files[0][1], run, chosen)
     assert report, report.table()
-    assert {check.level for check in report.checks} == {"manifest", "pixels", "numbers", "decisions"}
+    assert {check.level for check in report.checks} == set(LEVELS)
     assert {check.road for check in report.checks} == {"runtime", "graph", ""}
     assert report.images == 48
-
-
-@pytest.mark.parametrize(("breaking", "level", "road"), BROKEN, ids=[each[0].__name__ for each in BROKEN])
-def test_a_broken_export_fails_where_it_is_broken(
-    compare_broken: Callable[[Breaking], Report], breaking: Breaking, level: str, road: str
-) -> None:
-    report = compare_broken(breaking)
-    assert not report, report.table()
-    assert (level, road) in {(check.level, check.road) for check in report.failed}, report.table()
-    levels = ["manifest", "pixels", "numbers", "decisions"]
-    assert min(levels.index(check.level) for check in report.failed) == levels.index(level), report.table()
 
 
 def test_weights_of_another_training_fail(

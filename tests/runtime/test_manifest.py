@@ -19,6 +19,7 @@ from pocketdx_runtime.manifest import (
     Interval,
     Manifest,
     Preprocessing,
+    Quantization,
     Thresholds,
 )
 
@@ -40,6 +41,18 @@ FULL = Manifest(
     software={"torch": "2.11.0"},
     intended_use="Für Forschung.",
     created="2025-01-31T12:00:00+00:00",
+    quantization=Quantization(
+        weights="int8",
+        activations="uint8",
+        method="min-max",
+        integer_blocks=("features.1",),
+        float_blocks=("features.0",),
+        calibration_split="train",
+        calibration_seed=3,
+        calibration_images=("a.png", "b.png"),
+        budget={"auc": 0.002},
+        validation={"agreement": 0.995},
+    ),
     outputs=("logits", "probabilities", "embedding", "heatmap", "novelty"),
 )
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from pocketdx_runtime.model import Model
 from pocketdx_serve.app import create_app
+from pocketdx_serve.engine import Engine
 from pocketdx_serve.server import listen, server_for, url_of
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
@@ -39,6 +40,10 @@ class Live:
     service: Service
     client: httpx.Client
 
+    @property
+    def engine(self) -> Engine:
+        return self.service.models.default.get().engine
+
     def post(self, path: str, data: bytes, content_type: str = "image/jpeg", **headers: str) -> httpx.Response:
         return self.client.post(path, content=data, headers={"Content-Type": content_type, **headers})
 
@@ -48,11 +53,12 @@ class Live:
 
 
 Serve = Callable[..., Live]
+APP_OPTIONS = {"keys", "audit", "cors", "metrics", "web"}
 
 
 @contextmanager
-def _live(model: Model, settings: Settings) -> Iterator[Live]:
-    app = create_app(model, settings)
+def _live(model: Any, settings: Settings, **options: Any) -> Iterator[Live]:
+    app = create_app(model, settings, **options)
     sock = listen("127.0.0.1", 0)
     server = server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
@@ -116,7 +122,8 @@ def serve(tiny_model_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(*, model: Any = None, ready: bool = True, **settings: Any) -> Live:
-            served = _live(model or Model(tiny_model_path, threads=1), Settings(**settings))
+            options = {name: settings.pop(name) for name in APP_OPTIONS & set(settings)}
+            served = _live(model or Model(tiny_model_path, threads=1), Settings(**settings), **options)
             live = stack.enter_context(served)
             return _until_ready(live) if ready else live
 
@@ -135,11 +142,11 @@ class Gate:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def diagnose(self, images: Any) -> Any:
+    def run(self, pixels: Any, outputs: Any) -> Any:
         self.count += 1
         self.entered.release()
         assert self.opened.wait(20), "the test forgot to open the gate"
-        return self.inner.diagnose(images)
+        return self.inner.run(pixels, outputs)
 
 
 @pytest.fixture
@@ -148,8 +155,9 @@ def gate() -> Iterator[Callable[[Live], Gate]]:
     gates: list[Gate] = []
 
     def install(live: Live) -> Gate:
-        gates.append(Gate(live.service.engine.model))
-        live.service.engine.model = gates[-1]  # type: ignore[assignment]
+        engine = live.engine
+        gates.append(Gate(engine.model))
+        engine.model = gates[-1]  # type: ignore[assignment]
         return gates[-1]
 
     yield install
@@ -176,13 +184,30 @@ def jpeg() -> bytes:
     return picture()
 
 
+def golden_inputs(path: Path, model: Model, shift: float = 0.0) -> bytes:
+    """Golden inputs of ``model``; with ``shift``, of a model that answers otherwise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    outputs = model.run(pixels[np.newaxis], ["logits", "probabilities"])
+    tolerances = np.array(json.dumps({"fp32": {"logits": 1e-3, "probabilities": 1e-3}}))
+    out = io.BytesIO()
+    arrays = {name: value + np.float32(shift) for name, value in outputs.items()}
+    np.savez(out, image_0000=pixels, tolerances=tolerances, **arrays)
+    path.write_bytes(out.getvalue())
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_golden() -> Callable[..., bytes]:
+    """``write_golden(path, model)``: the golden inputs of a model."""
+    return golden_inputs
+
+
 @dataclass
 class Process:
     """`pocketdx serve` in a process of its own."""
 
     popen: subprocess.Popen[str]
     url: str
-    seconds_to_ready: float
     log: list[dict[str, Any]]
 
     def finish(self, timeout: float = 20) -> int:
@@ -229,10 +254,10 @@ def process(tiny_model_path: Path) -> Iterator[Callable[..., Process]]:
         while True:
             try:
                 if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                    return Process(popen, url, time.perf_counter() - started, log)
+                    return Process(popen, url, log)
             except httpx.TransportError:
                 assert popen.poll() is None, f"the server ended with {popen.returncode}"
-            assert time.perf_counter() - started < 20, "the server did not get ready"
+            assert time.perf_counter() - started < 60, "the server did not get ready"
             time.sleep(0.01)
 
     yield start

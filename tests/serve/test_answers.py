@@ -135,7 +135,9 @@ def test_a_preflight_of_another_origin_gets_no_permission(live: Any) -> None:
 
 def test_openapi_documents_bodies_answers_and_problems(live: Any) -> None:
     document = live.client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/diagnose", "/v1/embed", "/v1/model", "/livez", "/readyz"}
+    assert {"/v1/diagnose", "/v1/embed", "/v1/models", "/v1/model", "/v1/model/file", "/livez"} <= set(
+        document["paths"]
+    )
     diagnose = document["paths"]["/v1/diagnose"]["post"]
     assert {"multipart/form-data", "image/*", "application/dicom"} <= set(diagnose["requestBody"]["content"])
     for status in ("400", "413", "415", "422", "503", "504"):
@@ -159,8 +161,7 @@ def test_every_reference_in_openapi_leads_somewhere(live: Any) -> None:
 
 
 def test_the_documentation_page_needs_no_internet_and_runs_no_script(live: Any) -> None:
-    reply = live.client.get("/", follow_redirects=True)
-    assert reply.url.path == "/docs"
+    reply = live.client.get("/docs")
     assert reply.headers["content-type"].startswith("text/html")
     seen: list[str] = []
 
@@ -176,6 +177,11 @@ def test_the_documentation_page_needs_no_internet_and_runs_no_script(live: Any) 
     assert "@import" not in reply.text
     assert "url(" not in reply.text
     assert "POST /v1/diagnose" in reply.text
+
+
+def test_without_a_built_page_the_root_leads_to_the_documentation(serve: Callable[..., Any], tmp_path: Path) -> None:
+    reply = serve(web=tmp_path).client.get("/", follow_redirects=True)
+    assert (reply.status_code, reply.url.path) == (200, "/docs")
 
 
 def test_the_pages_style_is_the_one_its_policy_allows(live: Any) -> None:

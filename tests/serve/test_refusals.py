@@ -271,16 +271,16 @@ def test_a_fault_of_the_model_is_a_500_that_says_nothing_about_the_inside(
 
     class Broken:
         def __getattr__(self, name: str) -> Any:
-            return getattr(live.service.model, name)
+            return getattr(live.service.models.default.model, name)
 
-        def diagnose(self, _images: Any) -> Any:
+        def run(self, _pixels: Any, _outputs: Any) -> Any:
             raise RuntimeError("secret path /models/x")
 
-    live.service.engine.model = Broken()
+    live.engine.model = Broken()
     reply = live.post("/v1/diagnose", jpeg)
     check_problem(reply, 500, "internal")
     assert "secret" not in reply.text
-    live.service.engine.model = live.service.model
+    live.engine.model = live.service.models.default.model
     assert live.post("/v1/diagnose", jpeg).status_code == 200
 
 

@@ -40,6 +40,10 @@ class BackendError(ExportError):
     """A backend that is not there, or that cannot open or run a file."""
 
 
+class UnsupportedError(BackendError):
+    """The backend is there, but not for this file: it lacks an operator, say. Parity shows it as not run."""
+
+
 class Home(Protocol):
     """What a backend's module has."""
 
@@ -93,13 +97,81 @@ class Backend:
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("onnxruntime", ("onnx",), "native", "onnxruntime on this machine"),
+    Backend("onnxruntime", ("onnx", "ort"), "native", "onnxruntime on this machine"),
     Backend(
         "onnxruntime-plain",
         ("onnx",),
         "native",
         "onnxruntime on this machine, graph optimizations off: integers computed in float",
         options={"optimize": False},
+    ),
+    Backend("litert", ("tflite",), "litert", "LiteRT (XNNPACK) on this machine", resizes=False),
+    Backend(
+        "onnx-reference",
+        ("onnx",),
+        "reference",
+        "the onnx project's own evaluator, in NumPy: a second opinion, independent of onnxruntime",
+        resizes=False,
+        most=2,
+    ),
+    Backend(
+        "task-library",
+        ("tflite",),
+        "task_library",
+        "TensorFlow Lite's Task library: ImageClassifier and ImageEmbedder",
+        resizes=False,
+    ),
+    Backend("executorch", ("executorch",), "executorch", "ExecuTorch (XNNPACK) on this machine", resizes=False),
+    Backend("coreml", ("coreml",), "coreml", "CoreML, on a Mac", resizes=False),
+    Backend(
+        "arm64-cortex-a72",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A72 (Raspberry Pi 4): plain NEON",
+        most=32,
+        options={"cpu": "cortex-a72"},
+    ),
+    Backend(
+        "arm64-cortex-a76",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, Cortex-A76 (Raspberry Pi 5): dot product",
+        most=32,
+        options={"cpu": "cortex-a76"},
+    ),
+    Backend(
+        "arm64-max",
+        ("onnx",),
+        "arm64",
+        "ARM64 in qemu, everything it knows: i8mm, bf16, SVE2, SME",
+        most=32,
+        options={"cpu": "max"},
+    ),
+    Backend(
+        "arm64-litert",
+        ("tflite",),
+        "arm64",
+        "LiteRT (XNNPACK) for ARM64 in qemu, Cortex-A76",
+        resizes=False,
+        most=32,
+        options={"cpu": "cortex-a76", "engine": "litert"},
+    ),
+    Backend("node", ("onnx",), "web", "onnxruntime-web in Node", most=32, options={"where": "node"}),
+    Backend(
+        "browser-1",
+        ("onnx",),
+        "web",
+        "onnxruntime-web in headless Chromium, one thread",
+        most=32,
+        options={"where": "browser", "threads": 1},
+    ),
+    Backend(
+        "browser-2",
+        ("onnx",),
+        "web",
+        "onnxruntime-web in headless Chromium, two threads",
+        most=32,
+        options={"where": "browser", "threads": 2},
     ),
 )
 

@@ -1,7 +1,25 @@
 """Parity: is what runs on the device the model that was validated?"""
 
-from pocketdx_export.parity.compare import compare_file
-from pocketdx_export.parity.report import Check, Report, reports_json
-from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances
+from pocketdx_export.parity.anyfile import AnyReport, compare
+from pocketdx_export.parity.files import ModelFile, files_of
+from pocketdx_export.parity.levels.clinic import Clinic
+from pocketdx_export.parity.matrix import Comparison, compare_file, compare_files
+from pocketdx_export.parity.report import Cell, Check, Report
+from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, ToleranceTable
 
-__all__ = ["TOLERANCES", "Check", "Report", "Tolerances", "compare_file", "reports_json"]
+__all__ = [
+    "TOLERANCES",
+    "AnyReport",
+    "Cell",
+    "Check",
+    "Clinic",
+    "Comparison",
+    "ModelFile",
+    "Report",
+    "ToleranceTable",
+    "Tolerances",
+    "compare",
+    "compare_file",
+    "compare_files",
+    "files_of",
+]

@@ -1,0 +1,427 @@
+"""The server under load, beside the model in this process and beside other servers with the same model.
+
+    python benchmarks/server.py bundle/model.fp32.onnx
+    python benchmarks/server.py bundle/model.fp32.onnx --against run --litserve build/litserve --seconds 20 --rounds 5 \
+        --overload 60 --requests 10000 --malformed 10000
+
+Everything runs on 127.0.0.1, load and servers on the same CPUs, the servers one at a time and taking turns. LitServe
+gets an environment of its own in the folder of --litserve, made on first use. "in process" is `Model.diagnose` on as
+many threads as there are CPUs, without HTTP and without the load generator, which costs the servers some of the CPU.
+CPU time an answer holds on a busy machine as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import circumstances, table
+from PIL import Image
+from synthetic_photo import photo
+
+from pocketdx_runtime import Model, granted_cpus
+
+HERE = Path(__file__).parent
+OURS, LITSERVE, PLAIN, INSIDE = "PocketDx", "LitServe + onnxruntime", "FastAPI + torchvision + PyTorch", "in process"
+SMALL, LARGE = "224 px JPEG", "12-megapixel photo"
+CONNECTIONS = 4
+BOUNDARY = "bench"
+STAGES = ("start", "paced", "overload", "slow", "memory", "malformed")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A body in a file, raw and as a form."""
+
+    name: str
+    data: bytes
+    raw: Path
+    form: Path
+
+    @classmethod
+    def make(cls, folder: Path, name: str, data: bytes) -> Payload:
+        raw, form = folder / f"{len(data)}.jpg", folder / f"{len(data)}.form"
+        raw.write_bytes(data)
+        disposition = 'Content-Disposition: form-data; name="image"; filename="x.jpg"'
+        head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
+        form.write_bytes(head + data + f"\r\n--{BOUNDARY}--\r\n".encode())
+        return cls(name, data, raw, form)
+
+
+@dataclass
+class Server:
+    """A server that is being measured."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    path: str
+    form: bool
+
+    @property
+    def rss(self) -> float:
+        """Resident memory in MB, Linux alone."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds used until now, by the process and its children; Linux alone."""
+        parents, seconds = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            pid = int(stat.parent.name)
+            parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        family = {self.process.pid}
+        while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= grown
+        return sum(seconds.get(pid, 0.0) for pid in family)
+
+    def load(self, payload: Payload, seconds: float, connections: int = CONNECTIONS, rate: float | None = None) -> Any:
+        body = payload.form if self.form else payload.raw
+        media_type = f"multipart/form-data; boundary={BOUNDARY}" if self.form else "image/jpeg"
+        command = [sys.executable, str(HERE / "load.py"), f"http://127.0.0.1:{self.port}{self.path}", str(body)]
+        command += ["--type", media_type, "--seconds", str(seconds), "--connections", str(connections)]
+        command += ["--rate", str(rate)] if rate else []
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def post(self, data: bytes, media_type: str = "image/jpeg") -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("POST", self.path, data, {"Content-Type": media_type})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], port: int, path: str, payload: Payload, *, form: bool = False) -> Iterator[Server]:
+    """A server that has answered once."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Server(process, port, path, form)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                status = server.post((payload.form if form else payload.raw).read_bytes(), *media_types(form))
+            except OSError:
+                status = 0
+            if status == 200:
+                break
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"error: {' '.join(command)} does not answer (status {status})")
+            time.sleep(0.02)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def media_types(form: bool) -> list[str]:
+    return [f"multipart/form-data; boundary={BOUNDARY}"] if form else ["image/jpeg"]
+
+
+def ours(model: Path, *options: str) -> Callable[[Payload], Any]:
+    def start(payload: Payload) -> Any:
+        port = free_port()
+        main = "from pocketdx_runtime.cli import main; main()"
+        command = [sys.executable, "-c", main, "serve", str(model), "--port", str(port), *options]
+        return serving(command, port, "/v1/diagnose", payload)
+
+    return start
+
+
+def plain(run: Path) -> Callable[[Payload], Any]:
+    def start(payload: Payload) -> Any:
+        port = free_port()
+        command = [sys.executable, str(HERE / "rivals/plain_app.py"), str(run), str(port)]
+        return serving(command, port, "/predict", payload, form=True)
+
+    return start
+
+
+def litserve(folder: Path, model: Path) -> Callable[[Payload], Any]:
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        packages = ["litserve", "onnxruntime", "pillow", "numpy"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+
+    def start(payload: Payload) -> Any:
+        port = free_port()
+        command = [str(python), str(HERE / "rivals/litserve_app.py"), str(model.resolve()), str(port)]
+        return serving(command, port, "/predict", payload)
+
+    return start
+
+
+def in_process(model: Model, data: bytes, seconds: float) -> tuple[float, float]:
+    """Diagnoses a second on all CPUs, and CPU seconds of each."""
+    model.diagnose([data])
+    counts = [0] * granted_cpus()
+    end = time.perf_counter() + seconds
+
+    def work(number: int) -> None:
+        while time.perf_counter() < end:
+            model.diagnose([data])
+            counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(counts))]
+    started, cpu = time.perf_counter(), time.process_time()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return sum(counts) / (time.perf_counter() - started), (time.process_time() - cpu) / sum(counts)
+
+
+def throughput(
+    model: Model, payload: Payload, servers: dict[str, Callable[[Payload], Any]], seconds: float, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Answers a second and CPU seconds of each, by server, one pair for each round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (INSIDE, *servers)}
+    for _ in range(rounds):
+        found[INSIDE].append(in_process(model, payload.data, seconds))
+        for name, start in servers.items():
+            with start(payload) as server:
+                server.load(payload, 1)
+                before = server.cpu
+                outcome = server.load(payload, seconds)
+                used = server.cpu - before
+            if set(outcome["statuses"]) != {"200"}:
+                raise SystemExit(f"error: {name} answered {outcome['statuses']}")
+            found[name].append((outcome["goodput"], used / outcome["statuses"]["200"]))
+    return found
+
+
+def show_throughput(payload: Payload, found: dict[str, list[tuple[float, float]]]) -> str:
+    rows = []
+    for name, rounds in found.items():
+        pairs = list(zip(found[OURS], rounds, strict=True))
+        faster = statistics.median(us[0] / them[0] for us, them in pairs)
+        cheaper = statistics.median(them[1] / us[1] for us, them in pairs)
+        rate, cpu = (statistics.median(each) for each in zip(*rounds, strict=True))
+        rows.append([name, f"{rate:.1f}", f"{faster:.2f}", f"{cpu * 1000:.2f}", f"{cheaper:.2f}"])
+    return table([payload.name, "answers a second", "PocketDx / this", "CPU ms an answer", "this / PocketDx"], rows)
+
+
+def paced(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
+    with start(payload) as server:
+        server.load(payload, 1)
+        outcome = server.load(payload, seconds, connections=256, rate=0.7 * most)
+    p50, p99 = outcome["p50"] * 1000, outcome["p99"] * 1000
+    return (
+        f"At 70 % of the most ({0.7 * most:.0f} a second, open loop): p50 {p50:.1f} ms, p95 "
+        f"{outcome['p95'] * 1000:.1f} ms, p99 {p99:.1f} ms = {p99 / p50:.1f} x p50; {outcome['statuses']}"
+    )
+
+
+def overload(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
+    with start(payload) as server:
+        best = server.load(payload, max(5.0, seconds / 4))["goodput"]
+        before = server.rss
+        outcome = server.load(payload, seconds, connections=2048, rate=10 * most)
+        after = server.rss
+        answered = server.post(payload.data)
+    return (
+        f"10x overload for {seconds:.0f} s ({10 * most:.0f} a second due): {outcome['goodput']:.0f} answers a second, "
+        f"{outcome['goodput'] / best:.2f} of the {best:.0f} without; {outcome['statuses']}; memory {before:.0f} -> "
+        f"{after:.0f} MB; the next request: {answered}"
+    )
+
+
+def slow_clients(start: Callable[[Payload], Any], payload: Payload, count: int = 256) -> str:
+    """Connections that send a header and then a byte a second, and one more that does not."""
+    head = f"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(payload.data)}"
+    with start(payload) as server:
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+        for sock in slow:
+            sock.sendall(head.encode() + b"\r\n\r\n" + payload.data[:1])
+        times = []
+        for number in range(1, 6):
+            for sock in slow:
+                sock.sendall(payload.data[number : number + 1])
+            started = time.perf_counter()
+            status = server.post(payload.data)
+            times.append((status, round((time.perf_counter() - started) * 1000, 1)))
+            time.sleep(1)
+        for sock in slow:
+            sock.close()
+    return f"{count} slow uploads, one byte a second; the next client's status and milliseconds: {times}"
+
+
+def memory(start: Callable[[Payload], Any], payloads: list[Payload], requests: int) -> str:
+    """Resident memory after 100 requests and after many, both payloads mixed 20 to 1."""
+    small, large = payloads
+    with start(small) as server:
+
+        def send(count: int) -> None:
+            todo = iter([large if number % 20 == 0 else small for number in range(count)])
+            lock = threading.Lock()
+
+            def work() -> None:
+                while True:
+                    with lock:
+                        each = next(todo, None)
+                    if each is None:
+                        return
+                    server.post(each.data)
+
+            threads = [threading.Thread(target=work) for _ in range(CONNECTIONS)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join()
+
+        send(100)
+        first = server.rss
+        send(requests - 100)
+        last = server.rss
+    return f"Memory after 100 requests {first:.1f} MB, after {requests} {last:.1f} MB: {last / first - 1:+.1%}"
+
+
+def mutant(data: bytes, dice: random.Random) -> tuple[bytes, str]:
+    """A body that is cut, flipped, spliced, random, or says that it is something else; and its Content-Type."""
+    body = bytearray(data)
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randrange(len(body) or 1)
+        match dice.randrange(6):
+            case 0:
+                del body[at:]
+            case 1:
+                body[at : at + 1] = dice.randbytes(1)
+            case 2:
+                body[at : at + 4] = dice.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff"])
+            case 3:
+                body[at:at] = dice.randbytes(dice.randint(1, 64))
+            case 4:
+                del body[at : at + dice.randint(1, 64)]
+            case 5:
+                body = bytearray(dice.randbytes(dice.randint(0, 2000)))
+    types = ["image/jpeg", "application/octet-stream", "multipart/form-data; boundary=b", "application/dicom", "a/b"]
+    return bytes(body), dice.choices(types, [6, 2, 1, 1, 1])[0]
+
+
+def malformed(start: Callable[[Payload], Any], payload: Payload, count: int) -> str:
+    dice = random.Random(0)
+    picture = Image.open(io.BytesIO(payload.data))
+    kinds = []
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"):
+        out = io.BytesIO()
+        picture.save(out, kind)
+        kinds.append(out.getvalue())
+    bomb = io.BytesIO()
+    Image.new("L", (20_000, 20_000)).save(bomb, "PNG")
+    statuses: Counter[int] = Counter()
+    with start(payload) as server:
+
+        def send(number: int) -> None:
+            for _ in range(number):
+                body, media_type = mutant(dice.choice([*kinds, bomb.getvalue()[:50_000]]), dice)
+                statuses[server.post(body, media_type)] += 1
+            statuses[server.post(bomb.getvalue(), "image/png")] += 1
+
+        send(max(100, count // 10))
+        before = server.rss
+        send(count)
+        after = server.rss
+        answered = server.post(payload.data)
+    return (
+        f"{sum(statuses.values())} malformed bodies: {dict(sorted(statuses.items()))}; memory {before:.1f} -> "
+        f"{after:.1f} MB ({after / before - 1:+.1%}); the next good request: {answered}"
+    )
+
+
+def start_up(start: Callable[[Payload], Any], payload: Payload, rounds: int) -> str:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        with start(payload):
+            times.append(time.perf_counter() - started)
+    return f"From start to the first answer: median {statistics.median(times):.2f} s, slowest {max(times):.2f} s"
+
+
+def small_jpeg() -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(photo(0, width=896, height=896))).resize((224, 224)).save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="exported .onnx file")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="also serve the run's network as tutorials do")
+    parser.add_argument("--litserve", type=Path, metavar="FOLDER", help="also LitServe, from an environment in FOLDER")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement [4]")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server [3]")
+    parser.add_argument("--overload", type=float, default=10, help="seconds of overload [10]")
+    parser.add_argument("--requests", type=int, default=2000, help="for the memory [2000]")
+    parser.add_argument("--malformed", type=int, default=1000, help="bodies [1000]")
+    parser.add_argument("--stage", action="append", default=[], choices=STAGES, help="only this after the throughput")
+    options = parser.parse_args()
+    model = Model(options.model, threads=1).load()
+    servers = {OURS: ours(options.model)}
+    if options.litserve:
+        servers[LITSERVE] = litserve(options.litserve, options.model)
+    if options.against:
+        servers[PLAIN] = plain(options.against)
+    with tempfile.TemporaryDirectory() as folder:
+        payloads = [
+            Payload.make(Path(folder), SMALL, small_jpeg()),
+            Payload.make(Path(folder), LARGE, photo(0, detail=0.0)),
+        ]
+        small = payloads[0]
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for payload in payloads:
+            found[payload.name] = throughput(model, payload, servers, options.seconds, options.rounds)
+            print(show_throughput(payload, found[payload.name]), end="\n\n", flush=True)
+        most = statistics.median(rate for rate, _ in found[SMALL][OURS])
+        start = servers[OURS]
+        stages: dict[str, Callable[[], str]] = {
+            "start": lambda: start_up(start, small, max(3, options.rounds)),
+            "paced": lambda: paced(start, small, most, max(5.0, options.seconds)),
+            "overload": lambda: overload(start, small, most, options.overload),
+            "slow": lambda: slow_clients(start, small),
+            "memory": lambda: memory(start, payloads, options.requests),
+            "malformed": lambda: malformed(start, small, options.malformed),
+        }
+        for name, stage in stages.items():
+            if name in options.stage or not options.stage:
+                print(f"- {stage()}", flush=True)
+    print(f"\n{options.seconds:g} s a measurement, {options.rounds} rounds, taking turns; medians.\n")
+    print(circumstances(["fastapi", "uvicorn", "uvloop", "torch"]))
+
+
+if __name__ == "__main__":
+    main()

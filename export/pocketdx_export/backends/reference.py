@@ -1,0 +1,69 @@
+"""The onnx project's reference evaluator: slow, in NumPy, and with no line in common with onnxruntime.
+
+Its antialiased `Resize` takes minutes for a photograph, so it gets pictures of the network's own size, for which the
+resize is the identity, and is taken for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketdx_export.backends import BackendError, Outputs, Pixels, Runner, UnsupportedError
+from pocketdx_runtime.manifest import Manifest
+
+
+def absent() -> str | None:
+    """It comes with onnx."""
+    return None if find_spec("onnx") else "needs onnx: pip install 'pocketdx[export]'"
+
+
+@contextmanager
+def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
+    """Open a file.
+
+    Args:
+        path: an `.onnx` file.
+        manifest: of the file.
+
+    Raises:
+        BackendError: it is not ONNX.
+        UnsupportedError: it has an operator that is not in the ONNX standard.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class Resize(OpRun):  # onnx finds it by this name
+        """The identity, and nothing else."""
+
+        op_domain = ""
+
+        def _run(self, pixels: Any, roi: Any = None, scales: Any = None, sizes: Any = None, **_: Any) -> tuple[Any]:
+            if sizes is None or list(sizes) != list(pixels.shape):
+                raise BackendError(f"{path}: resizes {list(pixels.shape)} to {sizes}; feed pictures of the own size")
+            return (pixels,)
+
+    try:
+        model = onnx.load(path)
+    except Exception as problem:  # protobuf's own, without a common base
+        raise BackendError(f"{path}: not an ONNX file ({type(problem).__name__})") from problem
+    foreign = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise UnsupportedError(f"{path.name} has operators of {', '.join(foreign)}, which are not in the ONNX standard")
+    evaluator = ReferenceEvaluator(model, new_ops=[Resize])
+    names = [each.name for each in model.graph.output]
+
+    def run(pictures: Sequence[Pixels]) -> Outputs:
+        try:
+            answers = [evaluator.run(names, {"image": picture[np.newaxis]}) for picture in pictures]
+        except NotImplementedError as problem:
+            raise UnsupportedError(f"{path.name}: {str(problem).splitlines()[0]}") from problem
+        return {name: np.concatenate(rows) for name, *rows in zip(names, *answers, strict=True)}
+
+    yield run

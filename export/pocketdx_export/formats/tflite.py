@@ -1,0 +1,85 @@
+"""LiteRT (TensorFlow Lite) for Android and iOS: float, and with int8 weights that are computed in float.
+
+The input is float32 [1, S, S, 3], RGB, 0 to 1: the phone resizes, the graph normalises. The outputs are those of the
+ONNX file, the probabilities first, where phone libraries look for the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pocketdx_export.deploy import DeployModule, FixedSizeModule
+from pocketdx_export.errors import ExportError
+from pocketdx_export.formats.tflite_metadata import manifest_of, with_metadata
+from pocketdx_export.material import Material
+from pocketdx_export.noise import first_line, silenced
+from pocketdx_export.targets import Target
+from pocketdx_runtime.manifest import Quantization
+
+__all__ = ["QUANTIZATION", "converted", "manifest_of", "with_int8_weights", "write"]
+
+QUANTIZATION = {
+    "w8": Quantization(weights="int8, a scale for each channel", method="ai-edge-quantizer, smallest to largest value")
+}
+"""How the weights of each lossy precision are stored."""
+
+
+def write(target: Target, material: Material, path: Path) -> None:
+    """Write a `.tflite` file with its metadata, labels and manifest inside.
+
+    Raises:
+        ExportError: LiteRT's converter, quantizer or metadata writer refuses.
+    """
+    content = material.float_tflite
+    if target.precision == "w8":
+        content = with_int8_weights(content)
+    elif target.precision != "fp32":
+        raise ExportError(f"{target.name}: no such precision")
+    manifest = replace(material.manifest(target.precision), quantization=QUANTIZATION.get(target.precision))
+    path.write_bytes(with_metadata(content, manifest))
+
+
+def converted(module: DeployModule) -> bytes:
+    """The network as a float32 LiteRT model without metadata.
+
+    Raises:
+        ExportError: the converter refuses.
+    """
+    fixed = FixedSizeModule(module, white=1.0, channels_last=True).eval()
+    with silenced():
+        try:
+            import litert_torch
+
+            content: bytes = litert_torch.convert(fixed, (), {"image": fixed.example}).model_content()
+        except Exception as problem:  # it raises what it likes
+            raise ExportError(f"LiteRT's converter refuses this network ({first_line(problem)})") from problem
+    return content
+
+
+def with_int8_weights(content: bytes) -> bytes:
+    """Weights as int8 with a scale for each channel; all sums are float32.
+
+    Raises:
+        ExportError: the quantizer refuses.
+    """
+    with silenced():
+        try:
+            from ai_edge_quantizer import quantizer, recipe
+
+            quantized = quantizer.Quantizer(content, recipe.weight_only_wi8_afp32()).quantize().quantized_model
+        except Exception as problem:  # as above
+            raise ExportError(f"LiteRT's quantizer refuses this network ({first_line(problem)})") from problem
+        assert quantized is not None
+        return _inline(bytes(quantized))
+
+
+def _inline(content: bytes) -> bytes:
+    """Constants inside the flatbuffer. The quantizer puts them behind it, where the metadata writer loses them."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for buffer in model.buffers:
+        buffer.offset = buffer.size = 0
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
