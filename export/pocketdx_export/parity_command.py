@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--device-report", "devices", multiple=True, type=_FILE, metavar="FILE", help="Add what `pocketdx selftest --out FILE` wrote on a device.")  # fmt: skip # noqa: E501
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="Write Markdown.")
-@click.option("--html", type=_FILE, metavar="FILE", help="Write the HTML page here too. [default: report.html in BUNDLE]")  # fmt: skip # noqa: E501
+@click.option("--html", type=_FILE, metavar="FILE", help="Write the HTML page with the images that are decided differently; report.html in BUNDLE has none.")  # fmt: skip # noqa: E501
 @click.option("--contact-sheet", type=_FILE, metavar="FILE", help="Write a PNG of the images decided differently.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded images. [default: ~/.cache/pocketdx]")
 @click.option("--details", is_flag=True, help="Print the checks that passed, too.")

@@ -37,7 +37,7 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_holds_the_model_its_manifest_golden_inputs_card_and_sums(bundle: Bundle) -> None:
-    names = {path.name for path in bundle.folder.iterdir()} - {"parity.json"}
+    names = {path.name for path in bundle.folder.iterdir()} - {"parity.json", "report.html"}
     assert names == {
         *("model.fp32.onnx", "model.fp16.onnx", "model.w8.onnx"),
         *("manifest.json", "golden.npz", "MODEL_CARD.md", "SHA256SUMS"),

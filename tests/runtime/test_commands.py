@@ -1,5 +1,6 @@
 """``pocketdx predict``, ``embed``, ``inspect`` and ``selftest`` as a user meets them."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -287,6 +288,30 @@ def test_selftest_json_of_an_answer_that_is_not_a_number_has_no_nan(
     assert by_name["probabilities"]["max_difference"] is None
     assert by_name["probabilities"]["passed"] is False
     assert by_name["logits"]["passed"] is True
+
+
+def test_selftest_writes_this_machines_own_answers_for_parity(
+    pocketdx: Cli, bundle: Path, tmp_path: Path, tiny: ModuleType
+) -> None:
+    out = tmp_path / "phone.json"
+    assert pocketdx("selftest", bundle / "model.onnx", "--out", out).status == 0
+    report = strict(out.read_text())
+    assert report["passed"] is True
+    assert report["sha256"] == hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
+    assert report["golden_sha256"] == hashlib.sha256((bundle / "golden.npz").read_bytes()).hexdigest()
+    assert set(report["answers"]) == {"logits", "probabilities", "embedding"}
+    with np.load(bundle / "golden.npz") as golden:
+        np.testing.assert_allclose(report["answers"]["logits"], golden["logits"], atol=1e-4)
+    assert {"cpu", "flags", "software"} <= set(report["machine"])
+
+    before = out.read_bytes()
+    again = pocketdx("selftest", bundle / "model.onnx", "--out", out)
+    assert again.status == 2
+    assert "exists already" in again.err
+    assert out.read_bytes() == before
+    (bundle / "model.onnx").write_bytes(tiny.tiny_model(seed=1))
+    assert pocketdx("selftest", bundle / "model.onnx", "--out", out, "--force").status == 1
+    assert strict(out.read_text())["passed"] is False
 
 
 def test_selftest_takes_a_golden_file_from_elsewhere(pocketdx: Cli, bundle: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pocketdx_export.parity.report import LEVELS, Cell, Check, ClinicalFigure, Report
 from pocketdx_export.parity.show import headline, limit, mark, number, would_pass
+from pocketdx_runtime.errors import printable
 
 WIDTH = 100
 _FLIPS = 5
@@ -19,7 +20,7 @@ def matrix(report: Report, *, details: bool = False) -> str:
         report: of all cells.
         details: also the checks that passed, of every cell.
     """
-    title = f"{report.reference}, {len(report.pictures)} images, {report.data}"
+    title = printable(f"{report.reference}, {len(report.pictures)} images, {report.data}")
     blocks = [title, _matrix(report.cells)]
     shown = [(cell, cell.checks if details else cell.failed) for cell in report.cells]
     blocks += [_details(cell, checks) for cell, checks in shown if checks or cell.error]
@@ -46,7 +47,8 @@ def verdict(report: Report) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned to the left, two spaces apart."""
+    """Aligned to the left, two spaces apart; what breaks a line is escaped."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -80,7 +82,7 @@ def _short(name: str) -> str:
 
 
 def _details(cell: Cell, checks: Sequence[Check]) -> str:
-    lines = [f"{cell.file} on {cell.backend}: {cell.status}"]
+    lines = [printable(f"{cell.file} on {cell.backend}: {cell.status}")]
     if cell.error:
         lines.append(f"  {cell.error}")
     if checks:
@@ -102,12 +104,12 @@ def _details(cell: Cell, checks: Sequence[Check]) -> str:
         for line, check in zip(table[1:], checks, strict=True):
             lines.append(f"  {line}")
             if check.worst and not check:
-                lines.append(f"      {check.worst}")
+                lines.append(printable(f"      {check.worst}"))
     if cell.jump:
         lines += textwrap.wrap(str(cell.jump), WIDTH - 2, initial_indent="  ", subsequent_indent="    ")
     for flip in cell.flips[:_FLIPS]:
         sides = f"{flip.label} {flip.reference:.4f} -> {flip.ours:.4f}"
-        lines.append(f"  flipped ({flip.kind}): {flip.picture} ({flip.truth}): {sides}")
+        lines.append(printable(f"  flipped ({flip.kind}): {flip.picture} ({flip.truth}): {sides}"))
     if len(cell.flips) > _FLIPS:
         lines.append(f"  ... and {len(cell.flips) - _FLIPS} more flips, in parity.json")
     return "\n".join(lines)
