@@ -27,7 +27,7 @@ test: lint types devices $(if $(NPM),$(WEB_READY))
 
 # What cannot be set up on this machine is skipped by its tests, with the reason.
 devices: $(READY)
-	-POCKETDX_CACHE=$(DEVICES) $(BIN)/pocketdx devices setup arm64 node browser
+	-POCKETDX_CACHE=$(DEVICES) $(BIN)/pocketdx devices setup arm64 node browser task_library
 
 lint: $(READY)
 	$(BIN)/ruff check .

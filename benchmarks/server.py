@@ -7,6 +7,7 @@
 Everything runs on 127.0.0.1, load and servers on the same CPUs, the servers one at a time and taking turns. LitServe
 gets an environment of its own in the folder of --litserve, made on first use. "in process" is `Model.diagnose` on as
 many threads as there are CPUs, without HTTP and without the load generator, which costs the servers some of the CPU.
+CPU time an answer holds on a busy machine as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import http.client
 import io
 import json
+import os
 import random
 import socket
 import statistics
@@ -78,6 +80,22 @@ class Server:
         """Resident memory in MB, Linux alone."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds used until now, by the process and its children; Linux alone."""
+        parents, seconds = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            pid = int(stat.parent.name)
+            parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        family = {self.process.pid}
+        while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= grown
+        return sum(seconds.get(pid, 0.0) for pid in family)
 
     def load(self, payload: Payload, seconds: float, connections: int = CONNECTIONS, rate: float | None = None) -> Any:
         body = payload.form if self.form else payload.raw
@@ -168,8 +186,8 @@ def litserve(folder: Path, model: Path) -> Callable[[Payload], Any]:
     return start
 
 
-def in_process(model: Model, data: bytes, seconds: float) -> float:
-    """Diagnoses a second on all CPUs."""
+def in_process(model: Model, data: bytes, seconds: float) -> tuple[float, float]:
+    """Diagnoses a second on all CPUs, and CPU seconds of each."""
     model.diagnose([data])
     counts = [0] * granted_cpus()
     end = time.perf_counter() + seconds
@@ -180,39 +198,42 @@ def in_process(model: Model, data: bytes, seconds: float) -> float:
             counts[number] += 1
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(counts))]
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    return sum(counts) / (time.perf_counter() - started)
+    return sum(counts) / (time.perf_counter() - started), (time.process_time() - cpu) / sum(counts)
 
 
 def throughput(
-    model: Model, payloads: list[Payload], servers: dict[str, Callable[[Payload], Any]], seconds: float, rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Answers a second, by payload and server, one for each round."""
-    found: dict[str, dict[str, list[float]]] = {each.name: {} for each in payloads}
-    for payload in payloads:
-        for _ in range(rounds):
-            found[payload.name].setdefault(INSIDE, []).append(in_process(model, payload.data, seconds))
-            for name, start in servers.items():
-                with start(payload) as server:
-                    server.load(payload, 1)
-                    outcome = server.load(payload, seconds)
-                if set(outcome["statuses"]) != {"200"}:
-                    raise SystemExit(f"error: {name} answered {outcome['statuses']}")
-                found[payload.name].setdefault(name, []).append(outcome["goodput"])
+    model: Model, payload: Payload, servers: dict[str, Callable[[Payload], Any]], seconds: float, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Answers a second and CPU seconds of each, by server, one pair for each round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (INSIDE, *servers)}
+    for _ in range(rounds):
+        found[INSIDE].append(in_process(model, payload.data, seconds))
+        for name, start in servers.items():
+            with start(payload) as server:
+                server.load(payload, 1)
+                before = server.cpu
+                outcome = server.load(payload, seconds)
+                used = server.cpu - before
+            if set(outcome["statuses"]) != {"200"}:
+                raise SystemExit(f"error: {name} answered {outcome['statuses']}")
+            found[name].append((outcome["goodput"], used / outcome["statuses"]["200"]))
     return found
 
 
-def show_throughput(found: dict[str, dict[str, list[float]]]) -> str:
+def show_throughput(payload: Payload, found: dict[str, list[tuple[float, float]]]) -> str:
     rows = []
-    for payload, by_name in found.items():
-        for name, values in by_name.items():
-            ratio = statistics.median(a / b for a, b in zip(by_name[OURS], values, strict=True))
-            rows.append([f"{payload}, {name}", f"{statistics.median(values):.1f}", f"{ratio:.2f}"])
-    return table(["payload and server", "answers a second", "PocketDx / this"], rows)
+    for name, rounds in found.items():
+        pairs = list(zip(found[OURS], rounds, strict=True))
+        faster = statistics.median(us[0] / them[0] for us, them in pairs)
+        cheaper = statistics.median(them[1] / us[1] for us, them in pairs)
+        rate, cpu = (statistics.median(each) for each in zip(*rounds, strict=True))
+        rows.append([name, f"{rate:.1f}", f"{faster:.2f}", f"{cpu * 1000:.2f}", f"{cheaper:.2f}"])
+    return table([payload.name, "answers a second", "PocketDx / this", "CPU ms an answer", "this / PocketDx"], rows)
 
 
 def paced(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
@@ -381,9 +402,11 @@ def main() -> None:
             Payload.make(Path(folder), LARGE, photo(0, detail=0.0)),
         ]
         small = payloads[0]
-        found = throughput(model, payloads, servers, options.seconds, options.rounds)
-        print(show_throughput(found), end="\n\n", flush=True)
-        most = statistics.median(found[SMALL][OURS])
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for payload in payloads:
+            found[payload.name] = throughput(model, payload, servers, options.seconds, options.rounds)
+            print(show_throughput(payload, found[payload.name]), end="\n\n", flush=True)
+        most = statistics.median(rate for rate, _ in found[SMALL][OURS])
         start = servers[OURS]
         stages: dict[str, Callable[[], str]] = {
             "start": lambda: start_up(start, small, max(3, options.rounds)),

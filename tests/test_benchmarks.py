@@ -21,7 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("phone_photo", "cold_start", "chest_xray", "parity_matrix", "devices")
+SCRIPTS = ("phone_photo", "cold_start", "chest_xray", "parity_matrix", "devices", "precisions")
 MODULES = (*SCRIPTS, "measure", "synthetic_photo")
 
 

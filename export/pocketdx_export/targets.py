@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from pocketdx_export.errors import ExportError
 
@@ -58,7 +59,6 @@ TARGETS: tuple[Target, ...] = (
     Target("onnx-w8", "onnx", "w8", "w8.onnx", "the same; about a quarter of the size, computes in float32"),
     Target("onnx-int8", "onnx", "int8", "int8.onnx", "the same; computes in 8 bits where it helps", needs_data=True),
     Target("ort-fp32", "ort", "fp32", "fp32.ort", _ORT),
-    Target("ort-fp16", "ort", "fp16", "fp16.ort", _ORT),
     Target("ort-w8", "ort", "w8", "w8.ort", _ORT),
     Target("ort-int8", "ort", "int8", "int8.ort", _ORT, needs_data=True),
     Target("tflite-fp32", "tflite", "fp32", "fp32.tflite", _PHONES, needs=_TFLITE, install=_TFLITE_INSTALL),
@@ -102,3 +102,17 @@ def choose_targets(
         if module := target.missing():
             raise ExportError(f"--format {target.format} needs {module}: {target.install}")
     return chosen
+
+
+def format_of(path: Path) -> str:
+    """The format of a model file, by the ending of its name.
+
+    Raises:
+        ExportError: it has none of the endings that are exported.
+    """
+    by_ending = {target.suffix.rpartition(".")[2]: target.format for target in TARGETS}
+    ending = path.suffix.removeprefix(".")
+    if ending not in by_ending:
+        known = ", ".join(f".{each}" for each in by_ending)
+        raise ExportError(f"{path}: not a model file by its name; expected one of {known}")
+    return by_ending[ending]

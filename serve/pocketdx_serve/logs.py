@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -69,7 +70,7 @@ class Unhurried(logging.StreamHandler[Any]):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._batch: list[str] = []
+        self._batch: deque[str] = deque()  # whose ends are safe to use from two threads
         self._dropped = 0
         self._pen = threading.Lock()
         threading.Thread(target=self._write_on, name="pocketdx-log", daemon=True).start()
@@ -87,7 +88,7 @@ class Unhurried(logging.StreamHandler[Any]):
     def flush(self) -> None:
         """Write what waits."""
         with self._pen:
-            batch, self._batch = self._batch, []
+            batch = [self._batch.popleft() for _ in range(len(self._batch))]
             dropped, self._dropped = self._dropped, 0
             if dropped:
                 record = logging.makeLogRecord({"msg": "log lines dropped", "fields": {"lines": dropped}})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 BACKLOG = 1024
+MAX_FILES = 65_536
 HEADER_TIMEOUT = 15.0
 """Seconds within which a connection has to come up with a whole request header."""
 GRACE = 5.0
@@ -84,11 +85,24 @@ def server_for(app: FastAPI) -> uvicorn.Server:
 
 def run(app: FastAPI, sock: socket.socket) -> None:
     """Serve ``app`` on ``sock`` until SIGTERM or SIGINT, then finish what is in flight and return."""
+    _allow_many_connections()
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: app.state.service.reload_soon())
     log.info("listening", extra={"fields": {"url": url_of(sock)}})
     server_for(app).run(sockets=[sock])
     log.info("stopped")
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what may be had: the usual 1024 is soon full of slow connections."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):

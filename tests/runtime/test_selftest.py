@@ -50,6 +50,40 @@ def test_the_right_model_passes(model_bytes: bytes, golden: dict[str, Any], save
     assert result.digest == Model(model_bytes).digest
 
 
+def with_own_answers(golden: dict[str, Any], precision: str, limit: float = 1e-4) -> dict[str, Any]:
+    """The golden file with the answers of a file of that precision, here a constant off the full model's."""
+    outputs = ("logits", "probabilities", "embedding")
+    own = {f"{precision}/{name}": golden[name] + np.float32(0.5) for name in outputs}
+    return {**golden, **own, f"{precision}/tolerances": np.array(json.dumps(dict.fromkeys(outputs, limit)))}
+
+
+def test_a_lossy_file_is_held_to_what_it_answered_itself(
+    model_bytes: bytes, golden: dict[str, Any], save: Save
+) -> None:
+    assert run_selftest(Model(model_bytes), save(with_own_answers(golden, "int8")))  # the file is fp32
+    assert not run_selftest(Model(model_bytes), save(with_own_answers(golden, "fp32")))
+    result = run_selftest(Model(model_bytes), save(with_own_answers(golden, "fp32", limit=0.6)))
+    assert result
+    assert result.reference == "this file, when it was exported"
+    assert [each.max_difference for each in result.checks] == pytest.approx([0.5] * 3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        ({"int8/tolerances": np.array("{")}, "no valid tolerances"),
+        ({"int8/tolerances": np.array('{"logits": -1}')}, "no valid tolerances"),
+        ({"int8/logits": np.zeros((1, 2), np.float32)}, "int8/logits is float32"),
+        ({"int8/logits": np.full((3, 3), np.nan, np.float32)}, "int8/logits holds numbers that are not finite"),
+    ],
+)
+def test_damaged_answers_of_a_precision_are_named(
+    golden: dict[str, Any], save: Save, damage: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        read_golden(save({**with_own_answers(golden, "int8"), **damage}))
+
+
 @pytest.mark.parametrize("output", ["logits", "probabilities", "embedding"])
 def test_one_number_that_differs_by_more_than_its_tolerance_fails(
     model_bytes: bytes, golden: dict[str, Any], save: Save, output: str

@@ -43,6 +43,10 @@ def test_a_full_queue_answers_503_with_retry_after_at_once_and_keeps_its_promise
         assert time.monotonic() - started < 5
         assert (reply.status_code, reply.json()["reason"]) == (503, "overloaded")
         assert int(reply.headers["retry-after"]) >= 1
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.json()["request_id"] == reply.headers["x-request-id"]
+        assert 'pocketdx_rejected_total{reason="overloaded"} 1.0' in live.client.get("/metrics").text
         assert live.client.get("/readyz").status_code == 200, "a full queue is no reason to restart"
         held.opened.set()
         assert [each.result().status_code for each in accepted] == [200, 200, 200]

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 from PIL import Image
 
 from pocketdx_serve.envelope import Envelope
-from pocketdx_serve.logs import JsonFormatter
+from pocketdx_serve.logs import REQUEST, JsonFormatter, Unhurried
 from pocketdx_serve.metrics import Metrics
+from tests_wait import wait_for
 
 
 @contextmanager
@@ -95,7 +97,9 @@ def test_a_method_a_client_made_up_is_not_logged(caplog: pytest.LogCaptureFixtur
     async def ignore(*_message: Any) -> Any: ...
 
     with caplog.at_level(logging.INFO, "pocketdx.serve"):
-        asyncio.run(Envelope(app, Metrics())({"type": "http", "method": "SMITH", "headers": []}, ignore, ignore))
+        asyncio.run(
+            Envelope(app, Metrics())({"type": "http", "method": "SMITH", "path": "/", "headers": []}, ignore, ignore)
+        )
     assert [record.fields["method"] for record in caplog.records] == ["other"]  # type: ignore[attr-defined]
 
 
@@ -108,3 +112,35 @@ def test_the_log_of_an_exception_has_its_place_but_not_its_message() -> None:
     assert "Smith" not in line
     assert json.loads(line)["exception"] == "ValueError"
     assert "test_privacy.py" in json.loads(line)["at"][-1]
+
+
+def test_lines_of_requests_are_written_together_and_every_other_at_once_in_order() -> None:
+    out = io.StringIO()
+    handler = Unhurried(out)
+    handler.setFormatter(logging.Formatter("%(message)s %(n)s"))
+
+    def emit(event: str, n: int) -> None:
+        handler.handle(logging.makeLogRecord({"msg": event, "n": n, "levelno": logging.INFO}))
+
+    with handler._pen:  # the thread that writes has to wait
+        emit(REQUEST, 1)
+        emit(REQUEST, 2)
+        assert out.getvalue() == ""
+    emit("ready", 3)
+    assert out.getvalue() == "request 1\nrequest 2\nready 3\n"
+    emit(REQUEST, 4)
+    wait_for(lambda: out.getvalue().endswith("request 4\n"))
+
+
+def test_no_line_of_many_threads_is_lost() -> None:
+    out = io.StringIO()
+    handler = Unhurried(out)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(_n: int) -> None:
+        handler.handle(logging.makeLogRecord({"msg": REQUEST}))
+        handler.flush()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(emit, range(2000)))
+    wait_for(lambda: out.getvalue().count("\n") == 2000)

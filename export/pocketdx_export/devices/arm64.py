@@ -110,13 +110,16 @@ def set_up(say: Callable[[str], None]) -> None:
         apt = debian.Apt.private(scratch / "apt", "arm64", debian.own_architecture())
         for package in apt.with_dependencies(*_PACKAGES):
             debian.unpack(package, root)
+        for name in ("bin", "lib"):  # since Debian 13 packages have these in usr alone
+            if not (root / name).exists():
+                (root / name).symlink_to(f"usr/{name}")
         python = _python(root)
         say("qemu")
         versions = {"python": python, "qemu": _unpack_qemu(apt, aside / _QEMU)}
         say("aarch64 wheels of onnxruntime, NumPy and LiteRT")
         versions |= fetch_wheels(dict(place.wanted), python, scratch / "wheels", aside / "site")
         for each in (scratch, *(root / unused for unused in _UNUSED)):
-            shutil.rmtree(each)
+            shutil.rmtree(each, ignore_errors=True)
         for name, cpu in CPUS.items():
             _write_cpu(aside / "cpus" / name, cpu)
         say("first start, which compiles what is imported")

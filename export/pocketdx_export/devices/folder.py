@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pocketdx_train.cache import default_cache_folder
 
 READY_FILE = "ready.json"
 
@@ -56,7 +57,5 @@ class DeviceFolder:
 
 
 def devices_cache() -> Path:
-    """`devices` in `$POCKETDX_CACHE`, else in `pocketdx` below the user's cache folder."""
-    given = os.environ.get("POCKETDX_CACHE")
-    cache = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketdx"
-    return cache.absolute() / "devices"
+    """`devices` in the cache folder of all of PocketDx: `$POCKETDX_CACHE`, else the user's."""
+    return default_cache_folder().absolute() / "devices"

@@ -198,7 +198,7 @@ def worker(
 
 @contextmanager
 def shared_folder(path: Path) -> Iterator[Path]:
-    """A folder for a worker, with the model file `path` linked into it as `model`, and the runtime's package."""
+    """A folder for a worker, with the model file at `path` linked into it as `model`; it goes with the context."""
     with tempfile.TemporaryDirectory(prefix="pocketdx-device-") as name:
         folder = Path(name)
         (folder / "model").symlink_to(path.absolute())

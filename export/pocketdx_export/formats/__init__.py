@@ -24,7 +24,7 @@ def write(target: Target, material: Material, path: Path) -> None:
     Raises:
         ExportError: it cannot be made.
     """
-    _module(target).write(target, material, path)
+    _module(target.format).write(target, material, path)
 
 
 def examined(target: Target, path: Path, manifest: Manifest) -> bool:
@@ -33,22 +33,22 @@ def examined(target: Target, path: Path, manifest: Manifest) -> bool:
     Raises:
         ExportError: it does not say what it should.
     """
-    examine = getattr(_module(target), "examined", None)
+    examine = getattr(_module(target.format), "examined", None)
     if examine is not None:
         examine(path, manifest)
     return examine is not None
 
 
-def manifest_in(target: Target, path: Path) -> Manifest:
+def manifest_in(file_format: str, path: Path) -> Manifest:
     """The manifest that a model file carries.
 
     Raises:
         ExportError: the file is missing, damaged, or not PocketDx's.
         ManifestError, ModelError: likewise.
     """
-    manifest: Manifest = _module(target).manifest_of(path)
+    manifest: Manifest = _module(file_format).manifest_of(path)
     return manifest
 
 
-def _module(target: Target) -> Any:
-    return import_module(f"{__name__}.{target.format}")
+def _module(file_format: str) -> Any:
+    return import_module(f"{__name__}.{file_format}")

@@ -21,7 +21,7 @@ from pocketdx_export.quantize.qdq import (
     insert_qdq,
     integer_nodes,
 )
-from pocketdx_export.quantize.weights import PAIR_LIMIT, WEIGHTED, quantize_weight, store_weights_int8
+from pocketdx_export.quantize.weights import PAIR_LIMIT, WEIGHTED, is_stored_int8, quantize_weight, store_weights_int8
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,10 @@ def correct_biases(
         if node.input[1] not in constants or node.input[2] not in constants:
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
-        limit = PAIR_LIMIT if blocks.get(node.name) in chosen else None
+        in_integers = blocks.get(node.name) in chosen
+        if not in_integers and not is_stored_int8(weight):
+            continue
+        limit = PAIR_LIMIT if in_integers else None
         error = quantize_weight(weight, pair_limit=limit).dequantized().astype(np.float64) - weight
         means = seen[node.input[0]].channel_means
         per_input = error.reshape(len(error), error.shape[1], -1).sum(axis=2)  # [O, I of the group]

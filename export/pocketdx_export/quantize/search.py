@@ -76,8 +76,9 @@ class Search:
         chosen = self.candidate(self.chosen)
         if chosen.speed < max(1.0, w8.speed) * (1 + SAME_SPEED):
             return (
-                f"on this machine int8 is no faster than float32 ({chosen.speed:.2f}x): w8 is as small "
-                f"({w8.size:.2f} of fp32's size) and nearer to the full model, and so the better choice here"
+                f"on this machine int8 ({chosen.speed:.2f}x fp32's speed) is no faster than float32 "
+                f"(w8: {w8.speed:.2f}x): "
+                f"w8 is as small ({w8.size:.2f} of fp32's size) and nearer to the full model, so the better choice here"
             )
         return f"on this machine int8 is {chosen.speed:.2f}x as fast as fp32, at {chosen.size:.2f} of its size"
 

@@ -91,7 +91,7 @@ def store_weights_int8(model: onnx.ModelProto) -> None:
     for name in list(weight_names(model.graph)):
         weight = _initializer(model.graph, name)
         array = numpy_helper.to_array(weight)
-        if array.size < _LEAST_INT8 or array.shape[1] == 1:
+        if not is_stored_int8(array):
             _store_fp16(model.graph, weight, array)
             continue
         quantized = quantize_weight(array)
@@ -108,6 +108,11 @@ def store_weights_int8(model: onnx.ModelProto) -> None:
                 helper.make_node("Mul", [f"{name}.cast", f"{name}.scale"], [name]),
             ],
         )
+
+
+def is_stored_int8(array: Floats) -> bool:
+    """Whether `store_weights_int8` makes integers of this weight, or float16."""
+    return array.size >= _LEAST_INT8 and array.shape[1] > 1
 
 
 def store_weights_fp16(model: onnx.ModelProto) -> None:

@@ -36,7 +36,7 @@ export class Model {
   /** See `openModel`. */
   static async open(bytes: Uint8Array, options: OpenOptions = {}): Promise<Model> {
     const manifest = readManifest(readMetadata(bytes));
-    await setUp(options);
+    setUp(options);
     let session: InferenceSession;
     try {
       session = await InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 4 });
@@ -103,7 +103,7 @@ export async function openModel(bytes: Uint8Array, options: OpenOptions = {}): P
   return Model.open(bytes, options);
 }
 
-async function setUp(options: OpenOptions): Promise<void> {
+function setUp(options: OpenOptions): void {
   env.logLevel = "fatal";
   env.wasm.numThreads = options.threads ?? 1;
   env.wasm.proxy = false;

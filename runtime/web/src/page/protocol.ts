@@ -28,9 +28,8 @@ export interface Sources {
 
 export interface Opened {
   readonly manifest: Manifest;
+  /** All golden pictures; from an earlier start, if this one repeated it only in part. */
   readonly selfTest: SelfTest;
-  /** Whether everything came from this device's own cache. */
-  readonly cached: boolean;
 }
 
 /** Class evidence at each place of the picture, for one label; row-major. */

@@ -3,11 +3,6 @@ import { Fault, type Progress } from "./protocol";
 
 const CACHE = "pocketdx-files-1";
 
-export interface Stored {
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  readonly cached: boolean;
-}
-
 export interface Wanted {
   readonly url: string;
   /** What the bytes are kept under; it names their content, so that other content has another key. */
@@ -22,7 +17,7 @@ export interface Wanted {
 }
 
 /** Bytes from this device's cache, or from the server, and then kept. Throws Fault. */
-export async function fetchKept(wanted: Wanted): Promise<Stored> {
+export async function fetchKept(wanted: Wanted): Promise<Uint8Array<ArrayBuffer>> {
   const { key } = wanted;
   const check = async (bytes: Uint8Array<ArrayBuffer>) => wanted.check?.(bytes);
   const cache = await openCache();
@@ -32,7 +27,7 @@ export async function fetchKept(wanted: Wanted): Promise<Stored> {
     const bytes = new Uint8Array(await kept.arrayBuffer());
     try {
       await check(bytes);
-      return { bytes, cached: true };
+      return bytes;
     } catch {
       await cache?.delete(address); // damaged on this device: fetch it again
     }
@@ -44,7 +39,7 @@ export async function fetchKept(wanted: Wanted): Promise<Stored> {
   } catch {
     // No room: it works all the same, only not offline.
   }
-  return { bytes, cached: false };
+  return bytes;
 }
 
 /** Keep a small value. */

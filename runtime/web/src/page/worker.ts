@@ -65,10 +65,10 @@ async function open(sources: Sources, report: (progress: Progress) => void): Pro
     fetchKept({ url: sources.golden, key: goldenKey(digest), headers, report: progress(), missing: NO_GOLDEN }),
   ]);
   report({ what: "Testing the model on this device", loaded: 0, total: null });
-  const opened = await openModel(file.bytes, { threads: 1, wasmBinary: await gunzip(engine.bytes) });
+  const opened = await openModel(file, { threads: 1, wasmBinary: await gunzip(engine) });
   const testKey = `tested/${digest}/${engineName}/${encodeURIComponent(navigator.userAgent)}`;
   const before = await recall<SelfTest>(testKey);
-  const selfTest = await runSelfTest(opened, golden.bytes, before === null ? undefined : LATER_PICTURES);
+  const selfTest = await runSelfTest(opened, golden, before === null ? undefined : LATER_PICTURES);
   if (!selfTest.passed) {
     await opened.close();
     throw new Fault("refused", failure(selfTest));
@@ -76,7 +76,7 @@ async function open(sources: Sources, report: (progress: Progress) => void): Pro
   if (before === null) await remember(testKey, selfTest);
   model = opened;
   await keepOnly([engineKey, testKey, ...[digest, ...sources.keep].flatMap((each) => [modelKey(each), goldenKey(each)])]);
-  return { manifest: opened.manifest, selfTest: before ?? selfTest, cached: engine.cached && file.cached && golden.cached };
+  return { manifest: opened.manifest, selfTest: before ?? selfTest };
 }
 
 function failure({ images, checks }: SelfTest): string {
