@@ -60,6 +60,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	# Its metadata half only: the rest asks for a protobuf that onnx cannot live with (docs/formats.md).
+	-$(BIN)/pip install --quiet --no-deps tflite-support==0.4.4
 	touch $@
 
 clean:

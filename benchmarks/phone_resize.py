@@ -85,9 +85,8 @@ def enlarged(rgb: Pixels, side: int, grain: float, seed: int) -> Pixels:
     factor = side / max(rgb.shape[:2])
     shape = (max(1, round(rgb.shape[1] * factor)), max(1, round(rgb.shape[0] * factor)))
     large = np.asarray(Image.fromarray(rgb).resize(shape, Image.Resampling.BICUBIC), np.float32)
-    if grain:
-        large = large + np.random.Generator(np.random.PCG64(seed)).normal(0, grain, (*large.shape[:2], 1))
-    whole: Pixels = np.clip(np.rint(large), 0, 255).astype(np.uint8)
+    noise = np.random.Generator(np.random.PCG64(seed)).normal(0, grain, (*large.shape[:2], 1)) if grain else 0.0
+    whole: Pixels = np.clip(np.rint(large + noise), 0, 255).astype(np.uint8)
     return whole
 
 
@@ -104,7 +103,8 @@ def logits_of(network: Network, pictures: list[Pixels]) -> NDArray[np.float32]:
 def cost(name: str, originals: Iterable[Pixels], network: Network, truth: NDArray[np.int64]) -> Cost:
     """Both roads over all pictures."""
     size = network.preprocessing.size
-    trained, plain, sides = [], [], []
+    trained, plain = [], []
+    sides: list[int] = []
     for each in originals:  # one at a time: large ones fill the memory
         trained.append(training_pixels(each, size))
         plain.append(plain_bilinear(each, size))

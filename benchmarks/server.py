@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ import time
 import venv
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def free_port() -> int:
 @contextmanager
 def serving(command: list[str], port: int, path: str, payload: Payload, *, form: bool = False) -> Iterator[Server]:
     """A server that has answered once."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # In a session of its own: LitServe's workers outlive a parent that is killed.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     server = Server(process, port, path, form)
     try:
         end = time.monotonic() + 120
@@ -146,6 +148,8 @@ def serving(command: list[str], port: int, path: str, payload: Payload, *, form:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def media_types(form: bool) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pocketdx_export import bundle as bundle_module
 from pocketdx_export import formats
-from pocketdx_export.backends import BACKENDS, BackendError
+from pocketdx_export.backends import BACKENDS
 from pocketdx_export.bundle import Bundle, export_run
 from pocketdx_export.deploy import FIXED_SIZE_OUTPUTS, OUTPUTS, DeployModule, FixedSizeModule
 from pocketdx_export.errors import ExportError
@@ -105,7 +104,7 @@ class TestOrt:
         assert str(with_ort.folder.parent) not in text
         assert file.name in (with_ort.folder / "SHA256SUMS").read_text()
 
-    @pytest.mark.parametrize("kept", [8, 100, 5000, -1])
+    @pytest.mark.parametrize("kept", [8, 100, 5000, -500])
     def test_a_cut_file_is_one_clear_error(self, with_ort: Bundle, tmp_path: Path, kept: int) -> None:
         cut = tmp_path / "cut.ort"
         cut.write_bytes(path_of(with_ort, "ort-fp32").read_bytes()[:kept])
@@ -129,7 +128,7 @@ class TestOrt:
 
 def test_a_phone_file_given_to_the_runtime_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"\x20\0\0\0TFL3" + bytes(100))
-    with pytest.raises(ModelError, match="a LiteRT file, for phones; give an .onnx or .ort file"):
+    with pytest.raises(ModelError, match=r"a LiteRT file, for phones; give an \.onnx or \.ort file"):
         Model(tmp_path / "model.tflite").load()
 
 
@@ -158,7 +157,7 @@ def test_a_name_that_is_no_models_lists_the_endings() -> None:
 def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
     file_format: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pocketdx_export.targets.find_spec", lambda name: None)
+    monkeypatch.setattr("pocketdx_export.targets.find_spec", lambda _: None)
     with pytest.raises(ExportError) as refused:
         choose_targets((file_format,), ())
     assert remedy in str(refused.value)
@@ -183,7 +182,7 @@ class TestWhatCannotRunHere:
         def export(examine: Any) -> Bundle:
             class Home:
                 @staticmethod
-                def write(target: Target, material: Material, path: Path) -> None:
+                def write(_target: Target, _material: Material, path: Path) -> None:
                     path.mkdir()
                     (path / "part").write_bytes(b"12345")
 
@@ -202,7 +201,7 @@ class TestWhatCannotRunHere:
     def test_counts_after_its_specification_was_checked_and_the_bundle_says_that_it_was_not_run(
         self, export_unrun: Any
     ) -> None:
-        bundle = export_unrun(lambda path, manifest: None)
+        bundle = export_unrun(lambda _path, _manifest: None)
         listed = json.loads((bundle.folder / "manifest.json").read_text())["files"]
         assert {each["file"]: each["checked"] for each in listed} == {
             "model.fp32.onnx": "onnxruntime",
@@ -226,7 +225,7 @@ def test_a_file_that_nothing_here_runs_and_nothing_examines_is_not_exported(
 ) -> None:
     class Home:
         @staticmethod
-        def write(target: Target, material: Material, path: Path) -> None:
+        def write(_target: Target, _material: Material, path: Path) -> None:
             path.write_bytes(b"TFL3")
 
     honest = formats._module
@@ -250,10 +249,14 @@ def test_noise_of_converters_stays_away_and_errors_do_not(capfd: pytest.CaptureF
 
     from pocketdx_export.noise import silenced
 
-    with pytest.raises(ValueError, match="real"), silenced():
+    @silenced()
+    def convert() -> None:
         print("chatter")
         os.write(2, b"more chatter\n")
         raise ValueError("real")
+
+    with pytest.raises(ValueError, match="real"):
+        convert()
     print("heard")
     assert capfd.readouterr() == ("heard\n", "")
 
@@ -270,7 +273,5 @@ def test_a_manifest_is_read_from_a_file_of_any_onnx_kind(with_ort: Bundle, bundl
     assert manifest_in("onnx", path_of(bundle, "onnx-fp32")) == bundle.manifest
 
 
-def test_pictures_of_another_size_are_refused_by_fixed_size_backends(tmp_path: Path) -> None:
+def test_backends_of_phone_formats_are_given_pictures_of_the_networks_size() -> None:
     assert {each.name for each in BACKENDS if not each.resizes} >= {"litert", "task-library", "executorch", "coreml"}
-    assert issubclass(BackendError, ExportError)
-    assert dataclasses.is_dataclass(Target)

@@ -79,7 +79,9 @@ def test_a_network_that_answers_nan_fails(compare_broken: Callable[[Breaking], R
     report = compare_broken(poison)
     assert not report
     assert "nan" in report.table()
-    assert all(check["value"] is None or np.isfinite(check["value"]) for check in report.to_dict()["checks"])
+    assert all(
+        check["value"] is None or np.isfinite(check["value"]) for check in report.to_dict()["cells"][0]["checks"]
+    )
 
 
 def test_a_file_of_other_classes_cannot_be_compared(
@@ -115,7 +117,10 @@ def test_the_probe_finds_the_tensor_before_the_first_convolution(bundle: Bundle)
 
 class TestCommand:
     def arguments(self, bundle: Path, run: Run, pictures: Path, cache: Path) -> list[str]:
-        return [str(bundle), "--against", str(run.folder), "--data", str(pictures), "--cache", str(cache)]
+        # fp16 and w8 are rated for trained networks; this one's weights are random.
+        wide = [option for limit in ("auc_max=0.2", "cosine_min=0.9") for option in ("--tolerance", limit)]
+        data = ["--against", str(run.folder), "--data", str(pictures), "--cache", str(cache)]
+        return [str(bundle), *data, "--backend", "onnxruntime", *wide]
 
     def test_prints_a_table_and_keeps_the_report_in_the_bundle(
         self, bundle: Bundle, run: Run, pictures: Path, cache: Path
@@ -123,10 +128,10 @@ class TestCommand:
         result = CliRunner().invoke(parity, self.arguments(bundle.folder, run, pictures, cache))
         assert result.exit_code == 0, result.output
         assert "PASSED" in result.stdout
-        assert "top-1 agreement" in result.stdout
+        assert "0 flips" in result.stdout
         kept = json.loads((bundle.folder / "parity.json").read_text())
         assert kept["passed"] is True
-        assert kept["files"][0]["facts"]["pictures"][0].startswith("test/blobs/")
+        assert kept["pictures"][0].startswith("test/blobs/")
         Bundle.open(bundle.folder)  # its sums hold the report too
 
     def test_a_comparison_with_another_run_does_not_replace_the_bundles_report(
@@ -155,6 +160,6 @@ class TestCommand:
         assert result.exit_code == 1
         report = json.loads(result.stdout)
         assert report["passed"] is False
-        assert report["files"][0]["images"] == 8
-        failed = [check for check in report["files"][0]["checks"] if not check["passed"]]
+        assert report["cells"][0]["images"] == 8
+        failed = [check for check in report["cells"][0]["checks"] if not check["passed"]]
         assert "pixels" in {check["level"] for check in failed}

@@ -50,7 +50,7 @@ def material(run: Run, pictures: Path, cache: Path) -> Material:
         manifest_of(run, "drawn"),
         pictures,
         cache,
-        budget=Budget(auc=0.2, agreement=0.8),
+        budget=Budget(auc=0.3, agreement=0.6),
         timer=count_integer_nodes,
     )
 
@@ -242,7 +242,7 @@ class TestBundle:
             choose_targets(("onnx",), ()),
             data=pictures,
             cache=cache,
-            budget=Budget(auc=0.2, agreement=0.8),
+            budget=Budget(auc=0.3, agreement=0.6),
             timer=count_integer_nodes,
         )
         assert {target.precision for target, _ in bundle.files} == {"fp32", "fp16", "w8", "int8"}
