@@ -100,10 +100,11 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
         other = ", ".join(name for name, value in asdict(settings).items() if found.get(name) != value)
         raise SystemExit(f"{run}: trained with another {other}; choose another --out")
     if not (bundle / "manifest.json").is_file():
-        pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", "--format", "onnx", "--precision", "fp32"])
+        only = ["--format", "onnx", "--precision", "fp32"]
+        pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", *only])
     if not parity.is_file():
-        compare = ["parity", str(bundle), "--against", str(run), "--data", str(data), "--split", "test", "--json", "--backend", "onnxruntime"]
-        answer = pocketdx([*compare, *cache], accept=(0, 1))
+        compare = ["parity", str(bundle), "--against", str(run), "--data", str(data), "--split", "test", "--json"]
+        answer = pocketdx([*compare, "--backend", "onnxruntime", *cache], accept=(0, 1))
         aside = parity.with_suffix(".part")
         aside.write_text(answer, "utf-8")
         aside.replace(parity)
