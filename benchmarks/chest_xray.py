@@ -25,11 +25,9 @@ from measure import circumstances, table
 from pocketdx_train.settings import TrainSettings, flag
 
 RECIPE: Mapping[str, Any] = {
-    # All else is the default of `pocketdx train`. Chosen within `train` alone: learn from some kinds of picture, look at
-    # others, as they are and under several simulated changes at once, as choose_recipe.py does. Mean AUC there, over
-    # two directions, one seed, 188 steps, the weights averaged over the last three quarters: 0.976 with a learning rate
-    # of 3e-4, 0.981 with 1e-3. Two epochs: not far from the product of steps and learning rate that was tried. Three
-    # trainings averaged: two that differed in augmentation had 0.973 and 0.978, the mean of their weights 0.979.
+    # All else is the default of `pocketdx train`. Chosen within `train` alone, never by test: learn from some kinds of
+    # picture, look at others, as they are and under several simulated changes at once, as choose_recipe.py does. How
+    # each choice fared there, and how little was tried, stands in RESULTS.md.
     "patient_regex": r"(person\d+)_|((?:NORMAL2-)?IM-\d+)-",
     "augment": "strong",
     "lr": 1e-3,
