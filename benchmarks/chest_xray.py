@@ -102,8 +102,7 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
         pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", *only])
     if not parity.is_file():
         compare = ["parity", str(bundle), "--against", str(run), "--data", str(data), "--split", "test", "--json"]
-        compare += ["--backend", "onnxruntime"]
-        answer = pocketdx([*compare, *cache], accept=(0, 1))
+        answer = pocketdx([*compare, "--backend", "onnxruntime", *cache], accept=(0, 1))
         aside = parity.with_suffix(".part")
         aside.write_text(answer, "utf-8")
         aside.replace(parity)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from pocketdx_runtime.errors import printable
 
@@ -26,20 +27,25 @@ def silenced() -> Iterator[None]:
     For the whole process: other threads are silent too as long as it lasts.
     """
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryFile() as away, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
-        for stream in streams:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # what was said before is heard
             stream.flush()
+    logging.disable(logging.WARNING)
+    # Python's streams as well as the descriptors below them: in a notebook or a test the two are not the same.
+    python = io.StringIO()
+    with (
+        tempfile.TemporaryFile() as away,
+        warnings.catch_warnings(),
+        redirect_stdout(python),
+        redirect_stderr(python),
+    ):
+        warnings.simplefilter("ignore")
         kept = [(number, os.dup(number)) for number in (1, 2)]
         try:
             for number, _ in kept:
                 os.dup2(away.fileno(), number)
             yield
         finally:
-            for stream in streams:
-                stream.flush()
             for number, copy in kept:
                 os.dup2(copy, number)
                 os.close(copy)
