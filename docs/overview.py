@@ -43,7 +43,8 @@ def draw(demo: Path, out: Path) -> None:
     page.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     page.axis("off")
     data, model = demo / "synthetic-smears", Model(demo / "bundle" / "model.fp32.onnx")
-    (parity,) = json.loads((demo / "bundle" / "parity.json").read_text("utf-8"))["files"]
+    cells = json.loads((demo / "bundle" / "parity.json").read_text("utf-8"))["cells"]
+    parity = next(each for each in cells if (each["file"], each["backend"]) == ("model.fp32.onnx", "onnxruntime"))
     for name, (left, width) in COLUMNS.items():
         box(page, left, TOP, width, TALL)
         titles = {"images": "labelled images", "run": "a run", "bundle": "a bundle", "device": "phone or server"}
@@ -160,13 +161,13 @@ def proof(page: Axes, parity: dict[str, Any]) -> None:
     found = {(check["road"], check["name"]): check for check in parity["checks"]}
     (run_left, run_width), (bundle_left, bundle_width) = COLUMNS["run"], COLUMNS["bundle"]
     left, right = run_left, bundle_left + bundle_width
-    colour = GREEN if parity["passed"] else "#b3261e"
+    colour = GREEN if parity["status"] == "passed" else "#b3261e"
     box(page, left, 0.3, right - left, 1.75, facecolor="white", edgecolor=colour, linewidth=2)
     for middle in (run_left + run_width / 2, bundle_left + bundle_width / 2):
         arrow(page, (middle, TOP - 0.06), (middle, 2.13), colour)
     page.text(left + 0.25, 1.68, "pocketdx parity", fontsize=13, weight="bold", color=BLUE)
     page.text(left + 2.25, 1.68, f"the same {parity['images']} image files through both", fontsize=12, color=SOFT)
-    verdict = "PASSED" if parity["passed"] else "FAILED"
+    verdict = "PASSED" if parity["status"] == "passed" else "FAILED"
     page.text(right - 0.25, 1.68, verdict, ha="right", fontsize=13, weight="bold", color=colour)
     names = ("grey levels, max", "logits, max", "top-1 agreement")
     questions = ("the right pixels?", "the same numbers?", "the same decisions?")
