@@ -44,6 +44,7 @@ class FineTuning:
         steps: of the optimizer.
         batch: images a step; half of them under simulated shift.
         lr: of AdamW, falling to 0 by a cosine.
+        settling: batches that set the quantizers' ranges before the first step.
         checks: how often the validation error is taken; the weights of the least are kept.
         seed: of the order of the images.
     """
@@ -51,6 +52,7 @@ class FineTuning:
     steps: int = 240
     batch: int = 16
     lr: float = 3e-5
+    settling: int = 16
     checks: int = 4
     seed: int = 0
 
@@ -99,10 +101,13 @@ def fine_tune(
     optimizer = torch.optim.AdamW(program.parameters(), settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     rng = np.random.Generator(np.random.PCG64(settings.seed))
+    _settle_ranges(program, teacher, train, settings, rng)
+    before = _error(program, teacher, validation, settings.batch)
+    say(f"int8: fine-tuning, step 0 of {settings.steps}: error in logits {before:.4f} on validation")
     best, least = None, float("inf")
     every = max(1, settings.steps // settings.checks)
     for step in range(1, settings.steps + 1):
-        pixels = _mixed(train[np.sort(rng.permutation(len(train))[: settings.batch])], rng)
+        pixels = _mixed(_drawn(train, settings.batch, rng), rng)
         loss = _distance(program, teacher, pixels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -165,6 +170,25 @@ def _with_fake_quantizers(body: _Body, size: int) -> Any:
         except Exception as problem:  # torch and torchao raise what they like
             lines = str(problem).splitlines() or [type(problem).__name__]
             raise ExportError(f"int8: torchao cannot quantize this network ({lines[0]})") from problem
+
+
+def _settle_ranges(
+    program: Any, teacher: Network, train: NDArray[np.uint8], settings: FineTuning, rng: np.random.Generator
+) -> None:
+    """Let the quantizers see pictures first, and keep the ranges then: moving ones move the target of every step."""
+    from torchao.quantization.pt2e import disable_fake_quant, disable_observer, enable_fake_quant
+
+    program.apply(disable_fake_quant)
+    with torch.no_grad():
+        for _ in range(settings.settling):
+            program(teacher.normalise(_mixed(_drawn(train, settings.batch, rng), rng)))
+    program.apply(disable_observer)
+    program.apply(enable_fake_quant)
+
+
+def _drawn(pixels: NDArray[np.uint8], count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    chosen: NDArray[np.uint8] = pixels[np.sort(rng.permutation(len(pixels))[:count])]
+    return chosen
 
 
 def _mixed(pixels: NDArray[np.uint8], rng: np.random.Generator) -> torch.Tensor:
