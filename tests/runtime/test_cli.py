@@ -260,7 +260,13 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 
 def test_ctrl_c_is_status_130_and_no_traceback() -> None:
     code = MANY_LINES.replace("for number in range(100_000):", "for number in iter(int, 1):")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # As a terminal has it: what a shell starts in the background ignores the signal, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"line 0\n"
     process.send_signal(signal.SIGINT)
