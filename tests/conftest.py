@@ -1,6 +1,7 @@
 """What every test may ask for: the real images, and the `--slow` switch."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Where `make` sets the simulated devices up.
 os.environ.setdefault("POCKETDX_CACHE", str(Path(__file__).resolve().parents[1] / ".cache" / "pocketdx"))
+
+# What a shell starts in the background ignores Ctrl-C, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
