@@ -134,6 +134,7 @@ class TestCommand:
         assert kept["pictures"][0].startswith("test/blobs/")
         Bundle.open(bundle.folder)  # its sums hold the report too
 
+    @pytest.mark.slow
     def test_a_comparison_with_another_run_does_not_replace_the_bundles_report(
         self, bundle: Bundle, run: Run, pictures: Path, cache: Path, tmp_path: Path
     ) -> None:

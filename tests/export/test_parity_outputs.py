@@ -314,6 +314,7 @@ def pytest_run(folder: Path, *options: object) -> subprocess.CompletedProcess[st
     return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_plugin_makes_a_test_of_each_cell(
     bundle: Bundle, run: Run, pictures: Path, cache: Path, broken: Path, tmp_path: Path
 ) -> None:

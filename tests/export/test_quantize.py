@@ -160,6 +160,7 @@ class TestInt8:
         ]
         assert means[0].sum() < means[1].sum()
 
+    @pytest.mark.slow
     def test_the_search_ends_within_its_budget_and_shows_its_path(self, material: Material, images: RunImages) -> None:
         graph = material.graph("int8")
         found = material.manifest("int8").quantization
@@ -177,6 +178,7 @@ class TestInt8:
         assert report["advice"]
         assert material.reports["int8_search.png"].startswith(b"\x89PNG")
 
+    @pytest.mark.slow
     def test_an_impossible_budget_is_one_line_and_still_shows_the_path(self, material: Material) -> None:
         strict = replace(material, budget=Budget(auc=0.0, agreement=1.0))
         with pytest.raises(
@@ -203,6 +205,7 @@ class TestInt8:
 
 
 class TestBundle:
+    @pytest.mark.slow
     def test_a_target_that_fails_is_named_and_the_others_are_there(self, run: Run, tmp_path: Path) -> None:
         arguments = ["--precision", "fp32", "--precision", "int8", "--format", "onnx"]
         result = CliRunner().invoke(export, [str(run.folder), "--out", str(tmp_path / "bundle"), *arguments])
