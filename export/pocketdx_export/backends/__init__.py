@@ -120,6 +120,7 @@ BACKENDS: tuple[Backend, ...] = (
         "task_library",
         "TensorFlow Lite's Task library: ImageClassifier and ImageEmbedder",
         resizes=False,
+        most=32,  # without XNNPACK it takes minutes for a test split
     ),
     Backend("executorch", ("executorch",), "executorch", "ExecuTorch (XNNPACK) on this machine", resizes=False),
     Backend("coreml", ("coreml",), "coreml", "CoreML, on a Mac", resizes=False),
