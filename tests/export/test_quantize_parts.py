@@ -40,6 +40,18 @@ class TestWeights:
         ours = quantize_weight(weight, pair_limit=PAIR_LIMIT).dequantized()
         assert ((ours - weight) ** 2).sum() < ((seven_bits - weight) ** 2).sum()
 
+    def test_the_errors_of_a_channel_cancel(self) -> None:
+        weight = np.random.default_rng(2).normal(size=(32, 400)).astype(np.float32)
+        quantized = quantize_weight(weight, search=False)
+        sums = (quantized.dequantized().astype(np.float64) - weight).sum(axis=1) / quantized.scales
+        assert np.abs(sums).max() <= 0.51
+        rounded = np.rint(weight / quantized.scales[:, np.newaxis])
+        assert np.abs((rounded - weight / quantized.scales[:, np.newaxis]).sum(axis=1)).max() > 5
+        # By rounding a few to the other side, none by more than a step.
+        assert np.abs(quantized.values - rounded).max() == 1
+        assert (quantized.values != rounded).mean() < 0.05
+        assert np.abs(quantized.values).max() == 127
+
     @pytest.mark.parametrize("limit", [None, PAIR_LIMIT])
     def test_channels_of_zeros_or_of_a_single_weight_come_back(self, limit: int | None) -> None:
         weight = np.array([[0.0], [3.0], [-1e-20]], np.float32)

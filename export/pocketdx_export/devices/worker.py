@@ -54,7 +54,7 @@ class Limits:
     memory: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """The running process; `worker` starts and ends it.
 
@@ -164,6 +164,16 @@ class Worker:
         self._lines.put(None)
 
 
+_RUNNING: set[Worker] = set()
+
+
+def stop_all() -> None:
+    """Kill every process of a worker; whoever waits for one gets a BackendError."""
+    for each in tuple(_RUNNING):
+        with suppress(AttributeError):  # not started yet
+            _kill(each._process)
+
+
 @contextmanager
 def worker(
     name: str,
@@ -186,12 +196,14 @@ def worker(
         BackendError: it does not start, or (from the worker) fails later.
     """
     started = Worker(name, folder, limits)
+    _RUNNING.add(started)
     try:
         started.start(command, environment)
         yield started
     except OSError as problem:
         raise BackendError(f"{name}: {problem.filename}: {problem.strerror}") from problem
     finally:
+        _RUNNING.discard(started)
         if hasattr(started, "_process"):
             started.stop()
 

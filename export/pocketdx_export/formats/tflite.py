@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pocketdx_export.deploy import DeployModule, FixedSizeModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.formats.tflite_metadata import manifest_of, with_metadata
+from pocketdx_export.formats.tflite_weights import with_int8_weights
 from pocketdx_export.material import Material
 from pocketdx_export.noise import first_line, silenced
 from pocketdx_export.targets import Target
 from pocketdx_runtime.manifest import Quantization
 
-__all__ = ["QUANTIZATION", "converted", "manifest_of", "with_int8_weights", "write"]
+__all__ = ["QUANTIZATION", "converted", "manifest_of", "write"]
 
 QUANTIZATION = {
-    "w8": Quantization(weights="int8, a scale for each channel", method="ai-edge-quantizer, smallest to largest value")
+    "w8": Quantization(
+        weights="int8, a scale for each channel; float16 where small or depthwise",
+        method="least squared error, written by ai-edge-quantizer",
+    )
 }
 """How the weights of each lossy precision are stored."""
 
@@ -56,30 +59,3 @@ def converted(module: DeployModule) -> bytes:
         except Exception as problem:  # it raises what it likes
             raise ExportError(f"LiteRT's converter refuses this network ({first_line(problem)})") from problem
     return content
-
-
-def with_int8_weights(content: bytes) -> bytes:
-    """Weights as int8 with a scale for each channel; all sums are float32.
-
-    Raises:
-        ExportError: the quantizer refuses.
-    """
-    with silenced():
-        try:
-            from ai_edge_quantizer import quantizer, recipe
-
-            quantized = quantizer.Quantizer(content, recipe.weight_only_wi8_afp32()).quantize().quantized_model
-        except Exception as problem:  # as above
-            raise ExportError(f"LiteRT's quantizer refuses this network ({first_line(problem)})") from problem
-        assert quantized is not None
-        return _inline(bytes(quantized))
-
-
-def _inline(content: bytes) -> bytes:
-    """Constants inside the flatbuffer. The quantizer puts them behind it, where the metadata writer loses them."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    for buffer in model.buffers:
-        buffer.offset = buffer.size = 0
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

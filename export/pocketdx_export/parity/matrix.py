@@ -9,6 +9,7 @@ the graph itself, as a phone app does it.
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from pocketdx_export.parity.plan import Planned, plan
 from pocketdx_export.parity.probe import NETWORK_INPUT, write_probe
 from pocketdx_export.parity.reference import Reference
 from pocketdx_export.parity.report import Cell, Check, Jump, Report
+from pocketdx_export.parity.together import together
 from pocketdx_export.parity.tolerances import TOLERANCES, Tolerances, ToleranceTable
 from pocketdx_export.parity.trace import find_jump
 from pocketdx_runtime.machine import describe_machine
@@ -82,6 +84,8 @@ class Comparison:
         for file in self.files:
             check_comparable(file, self.run)
         self._slow_tensors: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
+        # Two threads on one backend would ask it twice for what its cells have in common.
+        self._locks = {backend.name: threading.RLock() for backend in BACKENDS}
         self._outputs: dict[tuple[Path, str], dict[str, Outputs]] = {}
 
     @cached_property
@@ -94,6 +98,10 @@ class Comparison:
         """The pictures, decoded once."""
         size = self.run.record.preprocessing.size
         return decode_pictures(self.chosen, size, limit=self.limit, seed=self.seed, progress=self.progress)
+
+    def prepare(self) -> None:
+        """Decode the pictures and ask the full model, so that cells may be computed by several threads."""
+        _ = self.planned, self.pictures, self.reference.end_to_end, self.reference.truth
 
     @cached_property
     def reference(self) -> Reference:
@@ -186,18 +194,19 @@ class Comparison:
             except ParityError as problem:
                 raise BackendError(str(problem)) from problem
             key = (backend.name, digest_of(probe))
-            if key in self._slow_tensors:  # the files of a bundle have their preprocessing in common
-                return self._slow_tensors[key], ()
-            notes: tuple[str, ...] = ()
-            try:
-                tensors = _probed(backend, probe, manifest, feeds)
-            except BackendError as problem:  # a device that runs whole models only
-                if backend.module == BACKENDS[0].module:
-                    raise
-                notes = (f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}",)
-                tensors = _probed(BACKENDS[0], probe, manifest, feeds)
-        if backend.most is not None:
-            self._slow_tensors[key] = tensors
+            with self._locks[backend.name]:
+                if key in self._slow_tensors:  # the files of a bundle have their preprocessing in common
+                    return self._slow_tensors[key], ()
+                notes: tuple[str, ...] = ()
+                try:
+                    tensors = _probed(backend, probe, manifest, feeds)
+                except BackendError as problem:  # a device that runs whole models only
+                    if backend.module == BACKENDS[0].module:
+                        raise
+                    notes = (f"pixels: the file's preprocessing was run by onnxruntime here, because {problem}",)
+                    tensors = _probed(BACKENDS[0], probe, manifest, feeds)
+                if backend.most is not None:
+                    self._slow_tensors[key] = tensors
         return tensors, notes
 
     def _road(
@@ -347,6 +356,10 @@ def compare_file(
 
 
 def compare_files(comparison: Comparison) -> Report:
-    """All cells of a comparison, one after the other."""
-    cells: list[Cell] = [comparison.cell(each) for each in comparison.planned]
-    return comparison.report(cells)
+    """All cells of a comparison; devices, which are slow, beside the engines of this process (see `together`)."""
+    comparison.prepare()
+
+    def apart(planned: Planned) -> bool:
+        return planned.backend is not None and not planned.not_run and planned.backend.most is not None
+
+    return comparison.report(together(comparison.cell, comparison.planned, apart))

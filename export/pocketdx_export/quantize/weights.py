@@ -16,7 +16,7 @@ WEIGHTED = ("Conv", "Gemm")
 # Two products of an unsigned 8-bit activation with these add up to at most 255 * 128 = 32640, which 16 bits hold.
 PAIR_LIMIT = 128
 # Below it a weight is float16 instead of int8, and float32 instead of float16: the nodes cost what the numbers save.
-_LEAST_INT8 = 8192
+_LEAST_INT8 = 12_288
 _LEAST_FP16 = 256
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -50,6 +50,8 @@ def quantize_weight(weight: Floats, *, pair_limit: int | None = None, search: bo
             which lose less.
         search: choose each channel's scale by the least squared error, from 0.8 of the largest magnitude up; a few
             outermost weights are then clipped. Else by the largest magnitude.
+
+    Without a pair limit, the rounding errors of a channel are made to add up to nothing (`balanced`).
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30)  # a channel of zeros has a scale, too
@@ -67,7 +69,30 @@ def quantize_weight(weight: Floats, *, pair_limit: int | None = None, search: bo
         better = error < best_error
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
         best_values = np.where(better, values, best_values)
+    if pair_limit is None:
+        best_values = balanced(best_values, rows / best_scale)
     return QuantizedWeight(best_values.reshape(weight.shape).astype(np.int8), best_scale[:, 0].astype(np.float32))
+
+
+def balanced(values: NDArray[np.float64], exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whole numbers whose errors add up to at most a half in each row: a few are rounded to the other side.
+
+    The inputs of most layers are not negative (ReLU, HardSwish, pooled maps), so errors that add up move the whole
+    channel, and the others cancel. Those rounded otherwise are the ones that were nearest to a half. Needs no images.
+    After Guo et al., SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation, ICLR 2022.
+
+    Args:
+        values: float64 [O, I], whole, -127 to 127.
+        exact: float64 [O, I], what was rounded.
+    """
+    errors = values - np.clip(exact, -127, 127)
+    sums = errors.sum(axis=1)
+    sign = np.sign(sums)[:, np.newaxis]
+    allowed = np.abs(values - sign) <= 127
+    order = np.argsort(np.where(allowed, -sign * errors, np.inf), axis=1)
+    rank = np.argsort(order, axis=1)
+    other = (rank < np.rint(np.abs(sums))[:, np.newaxis]) & allowed
+    return np.where(other, values - sign, values)
 
 
 def weight_names(graph: onnx.GraphProto) -> Iterator[str]:
@@ -83,6 +108,8 @@ def store_weights_int8(model: onnx.ModelProto) -> None:
 
     Large weights are int8 per channel. Those of depthwise convolutions and other small ones are float16: they are a few
     percent of all weights and bring most of the error (MobileNetV3-small on ultrasound: 0.054 of 0.057 in the logits).
+    There and with the limit for small ones, the rest is 0.0135 (root mean square) at 0.291 of float32's size; integers
+    for all of them from 8192 numbers on, each rounded to the nearest, made 0.0256 at 0.285.
 
     An integer weight is written as Cast and Mul, not as DequantizeLinear: every onnxruntime computes such constants
     once, when the session is made, whereas a DequantizeLinear of a constant is kept for the integer kernels and, where
