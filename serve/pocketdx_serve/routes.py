@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pocketdx_serve.engine import Answer, Refused
     from pocketdx_serve.models import Blob, Loaded
     from pocketdx_serve.service import Service
-    from pocketdx_serve.workers import Job
+    from pocketdx_serve.workers import Asking, Job
 
 T = TypeVar("T")
 _BINARY: Final = {"type": "string", "format": "binary"}
@@ -262,7 +262,7 @@ async def _examine(
     request: Request,
     name: str | None,
     output: str,
-    examiner: Callable[[Engine, bytes, Job[Answer[T] | Refused]], Answer[T] | Refused],
+    examiner: Callable[[Engine, bytes, Job[Answer[T] | Refused]], Asking[Answer[T] | Refused]],
 ) -> tuple[Loaded, list[Answer[T]]]:
     """The model that answered, and its answers for the images of a request."""
     service = service_of(request)
@@ -278,7 +278,7 @@ async def _examine(
         sent = await upload.images(request.headers, request.receive)
         notes["images"] = len(sent)
         service.owe(who, len(sent) - 1)
-        works = [service.audited(partial(examiner, loaded.engine, data), who, loaded, data) for data in sent]
+        works = [service.work(partial(examiner, loaded.engine, data), data, who, loaded) for data in sent]
         return loaded, await service.examine(slot.name, works, request.receive)
     finally:
         notes["bytes"] = upload.size

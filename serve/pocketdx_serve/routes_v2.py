@@ -115,7 +115,7 @@ async def infer(request: Request, name: str, number: str = tensors.VERSION) -> R
         if service.audit is not None and "probabilities" in loaded.model.manifest.outputs:
             outputs = list({*outputs, "probabilities"})  # the log has a verdict for every image
         works = [
-            service.audited(partial(loaded.engine.infer, image, outputs), who, loaded, image) for image in asked.images
+            service.work(partial(loaded.engine.infer, image, outputs), image, who, loaded) for image in asked.images
         ]
         answers = await service.examine(name, works, request.receive)
     finally:

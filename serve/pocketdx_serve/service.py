@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,17 +13,17 @@ from pocketdx_runtime.diagnosis import Diagnosis, diagnose
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
 from pocketdx_serve.body import ClientGone, HeldBytes
-from pocketdx_serve.engine import Answer, Refused
+from pocketdx_serve.engine import Answer, Refused, is_light
 from pocketdx_serve.errors import AuditError
 from pocketdx_serve.metrics import Metrics
 from pocketdx_serve.models import State, prepare
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.rates import Rates
 from pocketdx_serve.reload import Reloader
-from pocketdx_serve.workers import Full, Job, Workers
+from pocketdx_serve.workers import Asking, Full, Job, Work, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from fastapi import Request
     from starlette.types import Receive
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+Examiner = Callable[[Job[Answer[T] | Refused]], Asking[Answer[T] | Refused]]
+
 STALL_DEADLINES = 2
 """A worker busy with one image for this many deadlines is taken for wedged."""
 
@@ -118,7 +121,7 @@ class Service:
                 await self._first_load(slot)
 
     async def _first_load(self, slot: Slot) -> None:
-        (job,) = self.workers.submit([lambda _job: prepare(slot.model, self.limits)])
+        (job,) = self.workers.submit([Work(lambda _job: prepare(slot.model, self.limits))])
         try:
             slot.fill(await job.future)
         except PocketDxError as error:
@@ -174,20 +177,23 @@ class Service:
         if self.rates is not None and images > 0 and self.keys is not None:
             self.rates.owe(who, images)
 
-    def audited(
-        self,
-        work: Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused],
-        who: str,
-        loaded: Loaded,
-        image: bytes | Pixels,
-    ) -> Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]:
-        """``work`` that also writes its line of the audit log, on the same thread, before anybody has the answer."""
+    def work(self, examiner: Examiner[T], image: bytes | Pixels, who: str, loaded: Loaded) -> Work[Answer[T] | Refused]:
+        """What a thread is to do with an image.
+
+        Where there is an audit log, it also writes the image's line, before anybody has the answer.
+
+        Args:
+            examiner: a method of the model's engine, with all but the job bound to it.
+            image: encoded, or pixels.
+            who: asks.
+            loaded: the model.
+        """
         if self.audit is None:
-            return work
+            return Work(examiner, is_light(image))
         audit = self.audit
 
-        def recorded(job: Job[Answer[T] | Refused]) -> Answer[T] | Refused:
-            outcome = work(job)
+        def recorded(job: Job[Answer[T] | Refused]) -> Asking[Answer[T] | Refused]:
+            outcome = yield from examiner(job)
             if isinstance(outcome, Answer):
                 data = image if isinstance(image, bytes) else image.tobytes()
                 try:
@@ -197,7 +203,7 @@ class Service:
                     return Refused("audit-unavailable", "the audit log cannot be written; tell the operator")
             return outcome
 
-        return recorded
+        return Work(recorded, is_light(image))
 
     def is_full(self) -> bool:
         """Whether not even one more image has a place."""
@@ -217,8 +223,9 @@ class Service:
 
     async def offload(self, work: Callable[[], R]) -> R:
         """The result of ``work``, done by a thread of the pool; raises as `examine`, and what it raises."""
+        begin: Callable[[Job[R]], R] = lambda _job: work()  # noqa: E731  (its type tells the job's)
         try:
-            (job,) = self.workers.submit([lambda _job: work()])
+            (job,) = self.workers.submit([Work(begin)])
         except Full:
             raise self._overloaded() from None
         try:
@@ -232,7 +239,7 @@ class Service:
                 self.workers.drop([job])
 
     async def examine(
-        self, model: str, works: Sequence[Callable[[Job[Answer[T] | Refused]], Answer[T] | Refused]], receive: Receive
+        self, model: str, works: Sequence[Work[Answer[T] | Refused]], receive: Receive
     ) -> list[Answer[T]]:
         """Answers in order, each image one job of the pool.
 
@@ -240,7 +247,7 @@ class Service:
 
         Args:
             model: the slot's name, for the metrics.
-            works: for each image, a method of `Engine` with the image bound to it.
+            works: for each image, as `work` gives it.
             receive: of the request, whose body has been read; it tells when the client goes away.
 
         Raises:

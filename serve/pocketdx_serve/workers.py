@@ -1,4 +1,4 @@
-"""A bounded pool of threads in front of a bounded queue, with work that can be dropped."""
+"""A bounded pool of threads in front of a bounded queue, with work that can be dropped and work done together."""
 
 from __future__ import annotations
 
@@ -6,17 +6,53 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Generator, Hashable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
+MOST_TOGETHER = 4
+"""Light jobs that a thread takes at once. More gain little for the graph (benchmarks/batching.py), and wait longer."""
+
 
 class Full(Exception):  # noqa: N818  (an everyday outcome, not an error)
     """The queue has no room for this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a job hands to its thread half-way, to be answered together with what other jobs ask.
+
+    Attributes:
+        key: asks of equal keys may be answered in one go.
+        value: what is asked.
+        answer: gives an answer for each of the values of some asks of one key, in their order.
+    """
+
+    key: Hashable
+    value: Any
+    answer: Callable[[list[Any]], Sequence[Any]]
+
+
+Asking = Generator[Ask, Any, T]
+"""A job's work where a part of it is cheaper together: yields an `Ask`, is sent the answer, returns its outcome."""
+
+
+class Work(NamedTuple, Generic[T]):
+    """What a job is to do.
+
+    Attributes:
+        begin: gives the outcome, or an `Asking` that will; called on the job's thread.
+        light: short, so that others may wait for it: a thread takes several such jobs at once.
+    """
+
+    begin: Callable[[Job[T]], T | Asking[T]]
+    light: bool = False
 
 
 class Job(Generic[T]):
@@ -26,45 +62,93 @@ class Job(Generic[T]):
     of ``time.perf_counter``.
     """
 
-    __slots__ = ("_loop", "dropped", "future", "queued_at", "work")
+    __slots__ = ("_asking", "_loop", "_outcome", "dropped", "future", "light", "queued_at", "work")
 
-    def __init__(self, work: Callable[[Job[T]], T], loop: asyncio.AbstractEventLoop) -> None:
-        self.work: Callable[[Job[T]], T] | None = work
+    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop) -> None:
+        self.work: Callable[[Job[T]], T | Asking[T]] | None = work.begin
+        self.light = work.light
         self.future: asyncio.Future[T] = loop.create_future()
         self.dropped = False
         self.queued_at = time.perf_counter()
         self._loop = loop
+        self._asking: Asking[T] | None = None
+        self._outcome: tuple[T | None, BaseException | None] | None = None
 
-    def run(self) -> None:
-        """Do the work on the calling thread and hand the outcome to the event loop."""
+    def begin(self) -> Ask | None:
+        """Work on the calling thread until it asks for something; None once it is done."""
         work, self.work = self.work, None  # the job must not keep an image alive once it is done
         if work is None or self.dropped:
-            return
+            return None
         try:
-            value = work(self)
+            made = work(self)
         except BaseException as error:
-            self._deliver(self._fail, error)
+            self._outcome = None, error
+            return None
+        if isinstance(made, Generator):
+            self._asking = made
+            return self.resume(None)
+        self._outcome = made, None
+        return None
+
+    def resume(self, answer: Any, error: BaseException | None = None) -> Ask | None:
+        """Go on with the answer to its ask, or with the error that came instead; as `begin`."""
+        asking = self._asking
+        assert asking is not None
+        try:
+            return asking.send(answer) if error is None else asking.throw(error)
+        except StopIteration as end:
+            self._outcome = end.value, None
+        except BaseException as failure:
+            self._outcome = None, failure
+        self._asking = None
+        return None
+
+    def settle(self) -> None:
+        """Resolve the future, on the event loop's thread; one that was dropped stays as it is."""
+        if self._outcome is None or self.future.done():
+            return
+        value, error = self._outcome
+        if error is None:
+            self.future.set_result(value)  # type: ignore[arg-type]  # None only where T is
         else:
-            self._deliver(self._succeed, value)
-
-    def _deliver(self, callback: Callable[..., None], outcome: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(callback, outcome)
-
-    def _succeed(self, value: T) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def _fail(self, error: BaseException) -> None:
-        if not self.future.done():
             self.future.set_exception(error)
+
+    def hand_over(self, jobs: Sequence[Job[T]]) -> None:
+        """Let the event loop settle jobs that are done, in one go."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_settle, jobs)
+
+
+def _settle(jobs: Sequence[Job[Any]]) -> None:
+    for job in jobs:
+        job.settle()
+
+
+def run(jobs: Sequence[Job[Any]]) -> None:
+    """Do the work of some jobs on the calling thread: one after the other, but together what they ask for."""
+    asked = [(job, ask) for job in jobs if (ask := job.begin()) is not None]
+    while asked:
+        key = asked[0][1].key
+        same = [each for each in asked if each[1].key == key]
+        asked = [each for each in asked if each[1].key != key]
+        again: list[Ask | None] = []
+        try:
+            answers = same[0][1].answer([ask.value for _, ask in same])
+        except BaseException as error:
+            again = [job.resume(None, error) for job, _ in same]
+        else:
+            again = [job.resume(answer) for (job, _), answer in zip(same, answers, strict=True)]
+        asked += [(job, ask) for (job, _), ask in zip(same, again, strict=True) if ask is not None]
+    if jobs:
+        jobs[0].hand_over(jobs)
 
 
 class Workers:
     """``threads`` daemon threads and room for ``queue`` waiting jobs.
 
-    Submitting is all or nothing and never waits. The threads are daemons, so that a wedged native call cannot
-    keep the process from ending.
+    While more jobs wait than threads, a thread takes its share of the light ones at once, `MOST_TOGETHER` at most. It
+    never waits for others to come. Submitting is all or nothing and never waits. The threads are daemons, so that a
+    wedged native call cannot keep the process from ending.
     """
 
     def __init__(self, threads: int, queue: int) -> None:
@@ -72,6 +156,7 @@ class Workers:
         self.capacity = threads + queue
         self._waiting: deque[Job[object]] = deque()
         self._busy_since: dict[int, float] = {}
+        self._running = 0
         self._closed = False
         self._changed = threading.Condition()
         self._pool = [threading.Thread(target=self._serve, name=f"pocketdx-{n}", daemon=True) for n in range(threads)]
@@ -97,7 +182,7 @@ class Workers:
     @property
     def full(self) -> bool:
         """Whether not even one more job would be accepted now."""
-        return len(self._waiting) + len(self._busy_since) >= self.capacity
+        return len(self._waiting) + self._running >= self.capacity
 
     @property
     def waiting(self) -> int:
@@ -115,7 +200,7 @@ class Workers:
             started = list(self._busy_since.values())
         return len(started) == self.threads and time.monotonic() - max(started) > seconds
 
-    def submit(self, works: Sequence[Callable[[Job[T]], T]]) -> list[Job[T]]:
+    def submit(self, works: Sequence[Work[T]]) -> list[Job[T]]:
         """Queue all of ``works``, from the event loop's thread.
 
         Raises:
@@ -123,7 +208,7 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         with self._changed:
-            taken = len(self._waiting) + len(self._busy_since)
+            taken = len(self._waiting) + self._running
             if self._closed or taken + len(works) > self.capacity:
                 raise Full
             jobs = [Job(work, loop) for work in works]
@@ -148,11 +233,22 @@ class Workers:
                     self._changed.wait()
                 if not self._waiting:
                     return
-                job = self._waiting.popleft()
+                jobs = self._take()
                 self._busy_since[me] = time.monotonic()
+                self._running += len(jobs)
             try:
-                job.run()
+                run(jobs)
             finally:
-                del job  # or the last image of a quiet evening stays in memory
                 with self._changed:
                     del self._busy_since[me]
+                    self._running -= len(jobs)
+                del jobs  # or the last image of a quiet evening stays in memory
+
+    def _take(self) -> list[Job[object]]:
+        """The next job, and where that is light, others behind it: a thread's fair share of what waits."""
+        idle = self.threads - len(self._busy_since)
+        share = min(MOST_TOGETHER, -(-len(self._waiting) // max(1, idle)))
+        jobs = [self._waiting.popleft()]
+        while jobs[-1].light and len(jobs) < share and self._waiting[0].light:
+            jobs.append(self._waiting.popleft())
+        return jobs

@@ -14,7 +14,7 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.activations import GATE_READ, GATE_WRITTEN, integer_activations
 from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
 from pocketdx_export.quantize.calibration import Statistics, least_error_range, minmax_range, percentile_range
-from pocketdx_export.quantize.plan import BlockEffect, block_effects, plans
+from pocketdx_export.quantize.plan import BlockEffect, between, block_effects, plans
 from pocketdx_export.quantize.qdq import Range, insert_qdq
 from pocketdx_export.quantize.trial import expected_agreement
 from pocketdx_export.quantize.weights import PAIR_LIMIT, quantize_weight
@@ -165,6 +165,17 @@ class TestPlans:
         found = block_effects("abc", alone, together, 10.0, sizes, [0.0] * 3)
         np.testing.assert_allclose([each.seconds for each in found], seconds)
         np.testing.assert_allclose([each.crossing for each in found], [2.0, 1.5, 1.0])
+
+    def test_between_two_sets_lies_what_gains_most_for_its_harm(self) -> None:
+        rows = [(-4.0, 1.0), (-1.0, 4.0), (-2.0, 0.1), (0.5, 0.0), (-1.0, 2.0)]  # seconds, damage
+        effects = [
+            BlockEffect(name, seconds, 0.0, damage) for name, (seconds, damage) in zip("abcde", rows, strict=True)
+        ]
+        assert between(effects, (), "abcde") == ("a", "c")  # d harms nothing, and gains nothing
+        assert between(effects, "c", "abce") == ("a", "c")
+        assert between(effects, "ac", "abce") == ("a", "c", "e")
+        assert between(effects, "ace", "abce") is None
+        assert between(effects, "abce", "c") is None
 
 
 class TestBudget:

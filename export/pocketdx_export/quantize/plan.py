@@ -70,6 +70,19 @@ def plans(effects: Sequence[BlockEffect], steps: int = 24) -> tuple[tuple[str, .
     return tuple(dict.fromkeys(each for each in found if each))
 
 
+def between(effects: Sequence[BlockEffect], gentle: Sequence[str], fast: Sequence[str]) -> tuple[str, ...] | None:
+    """A set between two others: the gentle one, and of what the fast one has beyond it the half that harms least.
+
+    "Least" is damage for the seconds gained. None where the two are neighbours.
+    """
+    more = [each for each in effects if each.name in fast and each.name not in gentle]
+    if len(more) < 2:
+        return None
+    more.sort(key=lambda each: (each.seconds >= 0, each.damage / max(1e-9, -each.seconds)))
+    chosen = {*gentle, *(each.name for each in more[: len(more) // 2])}
+    return tuple(each.name for each in effects if each.name in chosen)
+
+
 def _best(effects: Sequence[BlockEffect], weight: float) -> tuple[str, ...]:
     """The set of least cost at one weight."""
     # For each state of the block before (False: float32): least cost so far, and the blocks chosen.

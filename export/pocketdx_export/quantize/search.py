@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.budget import Budget
 from pocketdx_export.quantize.calibration import RANGES
 from pocketdx_export.quantize.integer import Quantizer, Recipe, copied
-from pocketdx_export.quantize.plan import BlockEffect, block_effects, plans
+from pocketdx_export.quantize.plan import BlockEffect, between, block_effects, plans
 from pocketdx_export.quantize.trial import Decisions, Judge, Timer, ratio
 from pocketdx_export.quantize.weights import store_weights_int8
 
@@ -21,6 +21,8 @@ from pocketdx_export.quantize.weights import store_weights_int8
 _MOST_CANDIDATES = 10
 _ROUNDS_ALONE = 15
 _ROUNDS = 25
+# Halvings between the fastest that holds the budget and the next that does not.
+_REFINEMENTS = 4
 # Two latencies nearer than this are not told apart on a busy machine.
 SAME_SPEED = 0.02
 
@@ -121,6 +123,7 @@ def search(
     1. Ranges, equalisation and bias correction: what gives the least error with every block in integers.
     2. Each block alone: its error, and what it adds to the latency.
     3. Sets of blocks from the fastest to the least damaging (`plans`), each made, judged and timed as a whole.
+    4. Sets between the fastest of them that holds the budget and the next one that does not (`between`).
 
     Returns:
         The search, and the chosen graph; None where no candidate holds the budget.
@@ -128,30 +131,73 @@ def search(
     base, tried = _best_recipe(quantizer, judge)
     effects = _effects(fp32, quantizer, judge, base, timer, size)
     say(f"int8: ranges by {base.ranges}; {len(effects)} blocks tried alone")
-    chosen_blocks = dict.fromkeys((*_spread(plans(effects), _MOST_CANDIDATES), *_gentlest(effects)))
-    recipes = [replace(base, integer=blocks) for blocks in chosen_blocks]
-    models = {f"int8-{number}": quantizer.graph(recipe) for number, recipe in enumerate(recipes, start=1)}
-    small = copied(fp32)
-    store_weights_int8(small)
-    everything = {"fp32": fp32, "w8": small, **models}
-    seconds = timer(everything, size, _ROUNDS)
-    candidates = []
-    for name, recipe in zip(everything, (None, None, *recipes), strict=True):
-        decisions = judge.decisions(everything[name])
-        candidates.append(
-            Candidate(
-                name,
-                recipe,
-                size=everything[name].ByteSize() / fp32.ByteSize(),
-                speed=ratio(seconds["fp32"], seconds[name]),
-                decisions=decisions,
-                holds=decisions.within(budget),
-            )
-        )
-    chosen = _fastest([each for each in candidates if each.recipe and each.holds])
+    blocks = list(dict.fromkeys((*_spread(plans(effects), _MOST_CANDIDATES), *_gentlest(effects))))
+    trials = _Trials(fp32, quantizer, judge, budget, timer, size, base)
+    trials.measure(blocks)
+    for _ in range(_REFINEMENTS):
+        nearer = _nearer(trials.candidates, effects)
+        if nearer is None or nearer in trials.known:
+            break
+        trials.measure([nearer])
+    chosen = _fastest([each for each in trials.candidates if each.recipe and each.holds])
     measured = tuple((each.name, each.seconds, float(np.sqrt(each.damage))) for each in effects)
-    found = Search(budget, tuple(candidates), tried, measured, chosen)
-    return found, models[chosen] if chosen else None
+    found = Search(budget, tuple(trials.candidates), tried, measured, chosen)
+    return found, quantizer.graph(recipe) if chosen and (recipe := found.candidate(chosen).recipe) else None
+
+
+@dataclass
+class _Trials:
+    """Candidates as they are made, judged and timed."""
+
+    fp32: onnx.ModelProto
+    quantizer: Quantizer
+    judge: Judge
+    budget: Budget
+    timer: Timer
+    size: int
+    base: Recipe
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def known(self) -> set[tuple[str, ...]]:
+        """The sets of integer blocks that were measured."""
+        return {each.recipe.integer for each in self.candidates if each.recipe}
+
+    def measure(self, sets: Sequence[tuple[str, ...]]) -> None:
+        """Add a candidate for each set of integer blocks; timed together, the first time beside w8."""
+        first = 1 + len(self.known)
+        recipes = {f"int8-{n}": replace(self.base, integer=blocks) for n, blocks in enumerate(sets, start=first)}
+        models = {name: self.quantizer.graph(recipe) for name, recipe in recipes.items()}
+        if not self.candidates:
+            small = copied(self.fp32)
+            store_weights_int8(small)
+            models = {"fp32": self.fp32, "w8": small, **models}
+        seconds = self.timer({"fp32": self.fp32, **models}, self.size, _ROUNDS)
+        for name, model in models.items():
+            decisions = self.judge.decisions(model)
+            self.candidates.append(
+                Candidate(
+                    name,
+                    recipes.get(name),
+                    size=model.ByteSize() / self.fp32.ByteSize(),
+                    speed=ratio(seconds["fp32"], seconds[name]),
+                    decisions=decisions,
+                    holds=decisions.within(self.budget),
+                )
+            )
+
+
+def _nearer(candidates: Sequence[Candidate], effects: Sequence[BlockEffect]) -> tuple[str, ...] | None:
+    """Blocks between the fastest candidate that holds the budget and the nearest of the faster ones that do not."""
+    tried = [each for each in candidates if each.recipe]
+    holding = max((each for each in tried if each.holds), key=lambda each: each.speed, default=None)
+    gentle = holding.recipe.integer if holding and holding.recipe else ()
+    faster = [each for each in tried if not each.holds and (holding is None or each.speed > holding.speed)]
+    if not faster:
+        return None
+    failing = min(faster, key=lambda each: each.decisions.error)
+    assert failing.recipe is not None
+    return between(effects, gentle, failing.recipe.integer)
 
 
 def _best_recipe(quantizer: Quantizer, judge: Judge) -> tuple[Recipe, tuple[tuple[str, float], ...]]:
