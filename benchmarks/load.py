@@ -9,111 +9,187 @@ omission"). Only to this machine, for at most --seconds.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import select
+import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 PATIENCE = 60.0
 LOCAL = ("127.0.0.1", "localhost", "::1")
+_AT_ONCE = 65536
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One keep-alive connection. Reads a status and a Content-Length, as all servers compared here send them."""
 
-    def __init__(self) -> None:
-        self.open = True
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.connect_ex(address)
+        self.due = 0.0
+        self.used = False
+        self.idle = False
+        self.left = memoryview(b"")
         self._buffer = bytearray()
-        self._answer: asyncio.Future[int] | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
+    def ask(self, request: bytes, due: float) -> None:
+        """Begin to send."""
+        self.due, self.left, self.idle = due, memoryview(request), False
+        self.send()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionError("closed"))
+    def send(self) -> None:
+        """Send what is left, as far as the system takes it."""
+        with suppress(BlockingIOError, ConnectionError):  # not connected yet, full; or closed, as the next read tells
+            self.left = self.left[self.sock.send(self.left) :]
 
-    async def ask(self, request: bytes) -> int:
-        """Status of the answer."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return await self._answer
+    def receive(self) -> tuple[int, bool] | None:
+        """Status, and whether the connection stays open; None while the answer is not complete.
 
-    def data_received(self, data: bytes) -> None:
+        Raises:
+            ConnectionError: it was closed.
+        """
+        try:
+            data = self.sock.recv(_AT_ONCE)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise ConnectionResetError
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
-        if end < 0 or self._answer is None or self._answer.done():
-            return
+        if end < 0:
+            return None
         head = bytes(self._buffer[:end]).lower()
-        length = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n")[0] or 0)
-        if len(self._buffer) >= end + 4 + length:
-            del self._buffer[: end + 4 + length]
-            if b"\r\nconnection: close" in head:
-                self.open = False
-            self._answer.set_result(int(head.split(b" ", 2)[1]))
+        length = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0] or 0)
+        if len(self._buffer) < end + 4 + length:
+            return None
+        self._buffer.clear()
+        self.used = True
+        return int(head[9:12]), b"\r\nconnection: close" not in head
 
 
 class Load:
-    """What was sent and what came back."""
+    """What was sent and what came back. One thread that waits for all connections at once."""
 
     def __init__(self, host: str, port: int, request: bytes) -> None:
         self._address = (host, port)
         self._request = request
-        self._free: list[Connection] = []
+        self._poll = select.epoll()
+        self._open: dict[int, Connection] = {}
+        self._free: list[Connection] = []  # closed ones among them
+        self.on_their_way = 0
         self.statuses: Counter[str] = Counter()
         self.latencies: list[float] = []
 
-    async def _connection(self) -> Connection:
-        while self._free:
-            connection = self._free.pop()
-            if connection.open:
-                return connection
-        _, made = await asyncio.get_running_loop().create_connection(Connection, *self._address)
-        return made
-
-    async def once(self, due: float) -> None:
-        """One request and its answer."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                connection = await self._connection()
-                status = await connection.ask(self._request)
-        except (OSError, TimeoutError) as error:
-            self.statuses[type(error).__name__] += 1
-            return
-        self.statuses[str(status)] += 1
-        if status == 200:
-            self.latencies.append(time.perf_counter() - due)
-        self._free.append(connection)
-
-    async def closed(self, connections: int, seconds: float) -> None:
+    def closed(self, connections: int, seconds: float) -> None:
+        """Each connection sends its next request when it has its answer."""
         end = time.perf_counter() + seconds
+        for _ in range(connections):
+            self._send(time.perf_counter())
+        while self.on_their_way:
+            for _ in range(self._wait(PATIENCE)):
+                if (now := time.perf_counter()) < end:
+                    self._send(now)
 
-        async def go_on() -> None:
-            while (now := time.perf_counter()) < end:
-                await self.once(now)
-
-        await asyncio.gather(*(go_on() for _ in range(connections)))
-
-    async def opened(self, rate: float, seconds: float, most: int) -> None:
-        tasks: set[asyncio.Task[None]] = set()
+    def opened(self, rate: float, seconds: float, most: int) -> None:
+        """Requests are due at fixed times; while `most` are on their way, they are not sent."""
         start = time.perf_counter()
         for number in range(int(rate * seconds)):
             due = start + number / rate
-            if (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            if len(tasks) >= most:
-                self.statuses["not sent"] += 1  # more are on their way than the client may have
-                await asyncio.sleep(0)
-                continue
-            task = asyncio.create_task(self.once(due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+            while (left := due - time.perf_counter()) > 0:
+                self._wait(left)
+            if number % 8 == 0:
+                self._wait(0)
+            if self.on_their_way < most:
+                self._send(due)
+            else:
+                self.statuses["not sent"] += 1
+        while self.on_their_way:
+            self._wait(PATIENCE)
+
+    def _send(self, due: float) -> None:
+        self.on_their_way += 1
+        while self._free:
+            if (connection := self._free.pop()).idle:
+                self._ask(connection, due)
+                return
+        self._ask(self._connect(), due)
+
+    def _connect(self) -> Connection:
+        made = Connection(self._address)
+        self._open[made.sock.fileno()] = made
+        self._poll.register(made.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        return made
+
+    def _ask(self, connection: Connection, due: float) -> None:
+        connection.ask(self._request, due)
+        if connection.left:
+            self._poll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _wait(self, seconds: float) -> int:
+        """Take what comes within some time; returns how many answers (or failures) that were."""
+        done = 0
+        for number, events in self._poll.poll(seconds):
+            connection = self._open[number]
+            if events & select.EPOLLOUT:
+                connection.send()
+                if not connection.left:
+                    self._poll.modify(number, select.EPOLLIN)
+            if events & ~select.EPOLLOUT:
+                done += self._read(connection)
+        self._give_up()
+        return done
+
+    def _read(self, connection: Connection) -> bool:
+        """Whether a request got its answer, or never will."""
+        try:
+            answer = connection.receive()
+        except ConnectionError as error:
+            waits = not connection.idle
+            self._close(connection)
+            if waits and connection.used:  # closed while it was idle, as servers do: any client sends again
+                self.statuses["sent again"] += 1
+                self._ask(self._connect(), connection.due)
+                return False
+            return waits and self._done(type(error).__name__)
+        if answer is None:
+            return False
+        status, stays = answer
+        if status == 200:
+            self.latencies.append(time.perf_counter() - connection.due)
+        if stays:
+            connection.idle = True
+            self._free.append(connection)
+        else:
+            self._close(connection)
+        return self._done(str(status))
+
+    def _done(self, how: str) -> bool:
+        self.statuses[how] += 1
+        self.on_their_way -= 1
+        return True
+
+    def _give_up(self) -> None:
+        """Nobody waits for longer than `PATIENCE`. Looks at one connection a call: this is no clock."""
+        late = time.perf_counter() - PATIENCE
+        oldest = next(iter(self._open.values()), None)
+        if oldest is None:
+            return
+        if oldest.idle or oldest.due > late:  # look at another one next time
+            self._open[oldest.sock.fileno()] = self._open.pop(oldest.sock.fileno())
+            return
+        self._close(oldest)
+        self._done("TimeoutError")
+
+    def _close(self, connection: Connection) -> None:
+        connection.idle = False
+        del self._open[connection.sock.fileno()]
+        connection.sock.close()
 
 
 def summary(load: Load, seconds: float) -> dict[str, Any]:
@@ -149,17 +225,11 @@ def main() -> None:
     body = options.body.read_bytes()
     head = f"POST {parts.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {options.type}\r\nContent-Length: {len(body)}"
     load = Load(parts.hostname, parts.port, head.encode() + b"\r\n\r\n" + body)
-    if options.rate is None:
-        work: Coroutine[Any, Any, None] = load.closed(options.connections, options.seconds)
-    else:
-        work = load.opened(options.rate, options.seconds, options.connections)
     started = time.perf_counter()
-    try:
-        import uvloop
-
-        uvloop.run(work)
-    except ImportError:
-        asyncio.run(work)
+    if options.rate is None:
+        load.closed(options.connections, options.seconds)
+    else:
+        load.opened(options.rate, options.seconds, options.connections)
     print(json.dumps(summary(load, time.perf_counter() - started)))
 
 

@@ -43,9 +43,9 @@ from pocketdx_runtime import Model, granted_cpus
 HERE = Path(__file__).parent
 OURS, LITSERVE, PLAIN, INSIDE = "PocketDx", "LitServe + onnxruntime", "FastAPI + torchvision + PyTorch", "in process"
 SMALL, LARGE = "224 px JPEG", "12-megapixel photo"
-CONNECTIONS = 4
+CONNECTIONS = 16
 BOUNDARY = "bench"
-STAGES = ("start", "paced", "overload", "slow", "memory", "malformed")
+STAGES = ("throughput", "start", "paced", "overload", "slow", "memory", "malformed")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pocketdx_serve.replies import answer_http_exception, answer_invalid, answer
 from pocketdx_serve.schemas import ProblemDetails
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
+from pocketdx_serve.shedding import Shedding
 from pocketdx_serve.shortcut import Shortcut
 from pocketdx_serve.tensors import HEADER_LENGTH
 
@@ -104,12 +105,9 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", HEADER_LENGTH],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH],
         )
-    app.add_middleware(
-        Envelope,
-        metrics=service.metrics,
-        full=service.is_full,
-        images=() if cors else [each.path for each in for_images],
-    )
+    app.add_middleware(Envelope, metrics=service.metrics)
+    # Not with CORS: a page could not read a refusal without its headers.
+    app.state.shedding = Shedding(service.metrics, service.room, () if cors else [each.path for each in for_images])
     app.include_router(routes.images)
     app.include_router(routes.api)
     app.include_router(routes_v2.v2)

@@ -14,8 +14,6 @@ from pocketdx_serve.logs import REQUEST
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from pocketdx_serve.metrics import Metrics
@@ -36,39 +34,20 @@ SECURITY_HEADERS: Final = (
 )
 """On every response that does not set them itself. No CORS headers: pages of other sites get nothing."""
 
-OVERLOADED: Final = Problem("overloaded", "as many images as may wait are waiting; try again in a moment")
-_REFUSAL: Final = json.dumps(OVERLOADED.document("%s")).encode()
-_REFUSAL_HEADERS: Final = (
-    *SECURITY_HEADERS,
-    (b"content-type", MEDIA_TYPE.encode()),
-    (b"retry-after", OVERLOADED.headers["Retry-After"].encode()),
-)
-
 log = logging.getLogger("pocketdx.serve")
 
 
 class Envelope:
     """ASGI middleware; written against ASGI directly, because it costs each request.
 
-    While the server is full it answers requests for images itself, before anything else looks at them: what a
-    refusal costs is taken from the answers that others wait for. Such refusals are counted, and logged together.
-
     Args:
         app: for everything else.
         metrics: where requests are counted.
-        full: whether the server can take no image now.
-        images: addresses that take images.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, full: Callable[[], bool] = bool, images: Collection[str] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        self._full = full
-        self._images = frozenset(images)
-        self._refused = 0
-        self._refused_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -76,10 +55,7 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope)
-        if scope["path"] in self._images and scope["method"] == "POST" and self._full():
-            await self._refuse(scope["path"], request_id, send)
-            return
+        request_id = request_id_of(scope)
         notes: dict[str, Any] = {}
         scope.setdefault("state", {}).update(request_id=request_id, notes=notes)
         status = 0
@@ -113,21 +89,8 @@ class Envelope:
             self.metrics.request(route, status, notes.get("reason"), seconds)
             _log(scope, route, status, request_id, notes, seconds)
 
-    async def _refuse(self, path: str, request_id: str, send: Send) -> None:
-        headers = [*_REFUSAL_HEADERS, (b"x-request-id", request_id.encode())]
-        body = _REFUSAL % request_id.encode()
-        headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": OVERLOADED.kind.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        self.metrics.request(path, OVERLOADED.kind.status, OVERLOADED.kind.reason, 0.0)
-        self._refused += 1
-        now = time.monotonic()
-        if now - self._refused_since > 1:
-            log.warning("overloaded", extra={"fields": {"refused": self._refused}})
-            self._refused, self._refused_since = 0, now
 
-
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
     """The client's X-Request-ID if it is harmless, or a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):

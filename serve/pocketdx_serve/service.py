@@ -205,9 +205,9 @@ class Service:
 
         return Work(recorded, is_light(image))
 
-    def is_full(self) -> bool:
-        """Whether not even one more image has a place."""
-        return self.workers.full
+    def room(self) -> int:
+        """How many more images have a place."""
+        return self.workers.room
 
     def check_room(self) -> None:
         """Return if a request for images has a chance, before its body is read.
@@ -215,7 +215,7 @@ class Service:
         Raises:
             Problem: 503, full.
         """
-        if self.workers.full:
+        if not self.workers.room:
             raise self._overloaded()
 
     def _overloaded(self) -> Problem:

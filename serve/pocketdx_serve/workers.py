@@ -180,9 +180,9 @@ class Workers:
                 thread.join(max(0.0, end - time.monotonic()))
 
     @property
-    def full(self) -> bool:
-        """Whether not even one more job would be accepted now."""
-        return len(self._waiting) + self._running >= self.capacity
+    def room(self) -> int:
+        """Jobs that would be accepted now."""
+        return max(0, self.capacity - len(self._waiting) - self._running)
 
     @property
     def waiting(self) -> int:
@@ -208,8 +208,7 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         with self._changed:
-            taken = len(self._waiting) + self._running
-            if self._closed or taken + len(works) > self.capacity:
+            if self._closed or len(works) > self.room:
                 raise Full
             jobs = [Job(work, loop) for work in works]
             self._waiting.extend(jobs)  # type: ignore[arg-type]  # Job is invariant; the queue never looks inside

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_full_queue_answers_503_with_retry_after_at_once_and_keeps_its_promise
     held = gate(live)
     with ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(3)]
-        wait_for(lambda: live.service.workers.full)
+        wait_for(lambda: live.service.workers.room == 0)
         started = time.monotonic()
         reply = live.post("/v1/diagnose", jpeg)
         assert time.monotonic() - started < 5
@@ -51,6 +52,66 @@ def test_a_full_queue_answers_503_with_retry_after_at_once_and_keeps_its_promise
         held.opened.set()
         assert [each.result().status_code for each in accepted] == [200, 200, 200]
     assert live.post("/v1/diagnose", jpeg).status_code == 200
+
+
+def test_small_images_that_wait_go_through_the_graph_together_and_get_the_answers_they_would_get_alone(
+    serve: Serve, gate: Install, make_picture: Any
+) -> None:
+    live = serve(threads=1, queue=8, max_images=1)
+    pictures = [make_picture(seed) for seed in range(5)]
+    alone = [live.post("/v1/diagnose", each).json()["results"][0]["probabilities"] for each in pictures]
+    assert len({str(each) for each in alone}) > 1
+    held = gate(live)
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(live.post, "/v1/diagnose", pictures[0])
+        assert held.entered.acquire(timeout=5)
+        others = [pool.submit(live.post, "/v1/diagnose", each) for each in pictures[1:]]
+        wait_for(lambda: live.service.workers.waiting == 4)
+        held.opened.set()
+        together = [each.result().json()["results"][0]["probabilities"] for each in (first, *others)]
+    assert held.count == 2
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_connection_that_was_refused_on_the_wire_goes_on(serve: Serve, gate: Install, jpeg: bytes) -> None:
+    live = serve(threads=1, queue=1, max_images=1)
+    held = gate(live)
+    head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-Request-ID: mine\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(jpeg)
+    with ThreadPoolExecutor(2) as pool, live.connect() as sock:
+        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
+        wait_for(lambda: live.service.workers.room == 0)
+        sock.sendall(head + jpeg[:100])
+        refusal = sock.recv(65536)
+        assert refusal.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"x-request-id: mine\r\n" in refusal
+        assert b"connection: close" not in refusal
+        sock.sendall(jpeg[100:])  # nobody reads it, and it is not taken for the next request
+        held.opened.set()
+        assert [each.result().status_code for each in accepted] == [200, 200]
+        sock.sendall(head + jpeg)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_client_that_asked_first_whether_to_send_is_refused_and_cut_off(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=1, max_images=1)
+    held = gate(live)
+    with ThreadPoolExecutor(2) as pool, live.connect() as sock:
+        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
+        wait_for(lambda: live.service.workers.room == 0)
+        head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        sock.sendall(head % len(jpeg))
+        sock.settimeout(10)
+        received = b""
+        while chunk := sock.recv(65536):
+            received += chunk
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close\r\n" in received
+        held.opened.set()
+        assert [each.result().status_code for each in accepted] == [200, 200]
 
 
 def test_a_request_with_more_images_than_there_is_room_takes_no_place(serve: Serve, gate: Install, jpeg: bytes) -> None:
@@ -224,3 +285,28 @@ def test_a_server_whose_workers_are_all_stuck_is_not_alive(serve: Serve, gate: I
 def test_settings_out_of_range_are_named(settings: dict[str, Any], names: str) -> None:
     with pytest.raises(ServeError, match=f"^{names} = "):
         Settings(**settings)
+
+
+def test_of_many_that_arrive_at_the_same_moment_no_more_are_let_in_than_have_a_place(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=2, max_images=1)
+    held = gate(live)
+    request = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s"
+    head = request % (len(jpeg), jpeg)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(live.connect()) for _ in range(40)]
+        for sock in socks:
+            sock.sendall(head)
+        wait_for(lambda: live.service.workers.room == 0)
+        held.opened.set()
+        for sock in socks:
+            sock.settimeout(10)
+        replies = [sock.recv(65536) for sock in socks]
+    statuses = [int(reply[9:12]) for reply in replies]
+    assert set(statuses) == {200, 503}
+    assert held.count <= statuses.count(200)
+    metrics = live.client.get("/metrics").text
+    assert f'pocketdx_rejected_total{{reason="overloaded"}} {statuses.count(503)}.0' in metrics
+    # On the wire, not by the app: no such refusal has the header that uvicorn adds to what the app sends.
+    assert all(b"\r\ndate: " not in reply for reply in replies if reply[9:12] == b"503")

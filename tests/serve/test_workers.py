@@ -1,0 +1,184 @@
+"""What the threads of the pool take from the queue, and what they do together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from pocketdx_serve.workers import MOST_TOGETHER, Ask, Asking, Job, Work, Workers
+
+Answer = Callable[[list[Any]], Sequence[Any]]
+
+
+class Pool:
+    """Workers, with a first job that holds each thread until `open`, so that all others wait."""
+
+    def __init__(self, threads: int) -> None:
+        self.workers = Workers(threads, queue=100)
+        self.opened = threading.Event()
+        self.batches: list[list[Any]] = []
+        self.workers.start()
+        self._entered = threading.Barrier(threads + 1)
+        self.workers.submit([Work(self._hold)] * threads)
+        self._entered.wait(10)
+
+    def _hold(self, _job: Job[None]) -> None:
+        self._entered.wait(10)
+        self.opened.wait(10)
+
+    def asking(self, value: Any, key: Any = "graph", *, light: bool = True) -> Work[Any]:
+        def begin(_job: Job[Any]) -> Asking[Any]:
+            got = yield Ask(key, value, self.answer)
+            return got
+
+        return Work(begin, light)
+
+    def answer(self, values: list[Any]) -> list[Any]:
+        self.batches.append(values)
+        return [value * 10 for value in values]
+
+    async def results(self, works: Sequence[Work[Any]]) -> list[Any]:
+        jobs = self.workers.submit(works)
+        self.opened.set()
+        try:
+            return await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        finally:
+            self.workers.close(10)
+
+
+def run(threads: int, use: Callable[[Pool], Sequence[Work[Any]]]) -> tuple[Pool, list[Any]]:
+    async def inside() -> tuple[Pool, list[Any]]:
+        pool = Pool(threads)
+        return pool, await pool.results(use(pool))
+
+    return asyncio.run(inside())
+
+
+def test_light_jobs_that_wait_are_asked_for_together_in_their_order() -> None:
+    pool, results = run(1, lambda pool: [pool.asking(value) for value in range(6)])
+    assert results == [0, 10, 20, 30, 40, 50]
+    assert pool.batches == [[0, 1, 2, 3], [4, 5]]
+    assert MOST_TOGETHER == 4
+
+
+def test_idle_threads_share_what_waits() -> None:
+    async def inside() -> list[list[Any]]:
+        workers, batches = Workers(2, queue=8), []
+        together = threading.Barrier(2)
+
+        def answer(values: list[Any]) -> list[Any]:
+            together.wait(10)  # both threads are at work at the same time
+            batches.append(values)
+            return values
+
+        def begin(value: int) -> Work[Any]:
+            def asks(_job: Job[Any]) -> Asking[Any]:
+                got = yield Ask("graph", value, answer)
+                return got
+
+            return Work(asks, True)
+
+        jobs = workers.submit([begin(value) for value in range(4)])
+        workers.start()
+        assert await asyncio.gather(*(job.future for job in jobs)) == [0, 1, 2, 3]
+        workers.close(10)
+        return sorted(batches)
+
+    assert asyncio.run(inside()) == [[0, 1], [2, 3]]
+
+
+def test_nobody_waits_for_a_heavy_job() -> None:
+    pool, results = run(1, lambda pool: [pool.asking(value, light=value not in (1, 3)) for value in range(6)])
+    assert results == [0, 10, 20, 30, 40, 50]
+    assert pool.batches == [[0], [1], [2], [3], [4, 5]]
+
+
+def test_what_is_of_another_kind_is_asked_for_apart() -> None:
+    pool, results = run(1, lambda pool: [pool.asking(value, key=value % 2) for value in range(4)])
+    assert results == [0, 10, 20, 30]
+    assert sorted(pool.batches) == [[0, 2], [1, 3]]
+
+
+def test_a_fault_of_one_is_not_the_others_fault() -> None:
+    def broken(_job: Job[Any]) -> Asking[Any]:
+        raise ValueError("broken before it asks")
+        yield
+
+    def use(pool: Pool) -> list[Work[Any]]:
+        def late(_job: Job[Any]) -> Asking[Any]:
+            yield Ask("graph", 7, pool.answer)
+            raise ValueError("broken afterwards")
+
+        return [pool.asking(1), Work(broken, True), Work(late, True), pool.asking(2)]
+
+    pool, results = run(1, use)
+    assert pool.batches == [[1, 7, 2]]
+    assert (results[0], results[3]) == (10, 20)
+    assert [str(each) for each in results[1:3]] == ["broken before it asks", "broken afterwards"]
+
+
+def test_a_fault_of_what_is_asked_reaches_everyone_who_asked_and_the_thread_goes_on() -> None:
+    def use(pool: Pool) -> list[Work[Any]]:
+        def fail(_values: list[Any]) -> list[Any]:
+            raise MemoryError("too large together")
+
+        def begin(_job: Job[Any]) -> Asking[Any]:
+            try:
+                got = yield Ask("other", 1, fail)
+            except MemoryError:
+                return "refused"
+            return got
+
+        return [Work(begin, True), pool.asking(1), Work(begin, True)]
+
+    _, results = run(1, use)
+    assert results == ["refused", 10, "refused"]
+
+
+def test_running_and_waiting_jobs_all_have_a_place() -> None:
+    async def inside() -> None:
+        workers, opened = Workers(1, queue=4), threading.Event()
+        workers.start()
+        entered = threading.Semaphore(0)
+
+        def slow(values: list[Any]) -> list[Any]:
+            entered.release()
+            opened.wait(10)
+            return values
+
+        def begin(_job: Job[Any]) -> Asking[Any]:
+            got = yield Ask("graph", 0, slow)
+            return got
+
+        first = workers.submit([Work(begin, True)])
+        assert entered.acquire(timeout=10)
+        rest = workers.submit([Work(begin, True)] * 4)
+        assert workers.room == 0
+        opened.set()
+        assert await asyncio.gather(*(job.future for job in (*first, *rest))) == [0] * 5
+        await asyncio.sleep(0.05)
+        assert workers.room
+        assert (workers.busy, workers.waiting) == (0, 0)
+        workers.close(10)
+
+    asyncio.run(inside())
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_a_dropped_job_leaves_the_others_of_its_batch_alone(dropped: int) -> None:
+    async def inside() -> list[Any]:
+        pool = Pool(1)
+        jobs = pool.workers.submit([pool.asking(value) for value in range(3)])
+        pool.workers.drop([jobs[dropped]])
+        pool.opened.set()
+        kept = [job.future for number, job in enumerate(jobs) if number != dropped]
+        results = await asyncio.gather(*kept)
+        assert jobs[dropped].future.cancelled()
+        pool.workers.close(10)
+        return results
+
+    assert asyncio.run(inside()) == [value * 10 for value in range(3) if value != dropped]
