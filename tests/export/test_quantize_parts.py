@@ -16,7 +16,7 @@ from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
 from pocketdx_export.quantize.calibration import Statistics, least_error_range, minmax_range, percentile_range
 from pocketdx_export.quantize.plan import BlockEffect, between, block_effects, plans
 from pocketdx_export.quantize.qdq import Range, insert_qdq
-from pocketdx_export.quantize.trial import expected_agreement
+from pocketdx_export.quantize.trial import flip_chances
 from pocketdx_export.quantize.weights import PAIR_LIMIT, quantize_weight
 
 
@@ -190,12 +190,15 @@ class TestBudget:
             Budget.parse(text)
 
 
-def test_expected_agreement_falls_with_the_error_also_where_no_decision_has_changed() -> None:
+def test_decisions_are_in_danger_with_the_error_also_where_no_decision_has_changed() -> None:
     rng = np.random.default_rng(0)
     reference = np.stack([rng.uniform(0.5, 3, 200), np.zeros(200)], axis=1).astype(np.float32)
-    shares = [
-        expected_agreement(reference + rng.normal(0, size, reference.shape).astype(np.float32), reference)
+    chances = [
+        flip_chances(reference + rng.normal(0, size, reference.shape).astype(np.float32), reference)
         for size in (0.0, 0.1, 0.5)
     ]
-    assert shares[0] == 1.0
-    assert 1.0 > shares[1] > shares[2] > 0.8
+    assert chances[0].max() == 0.0
+    assert 0.0 < chances[1].mean() < chances[2].mean() < 0.2
+    # And those near the border are the ones that are in danger.
+    near = reference[:, 0].argsort()
+    assert (np.diff(chances[2][near]) <= 0).all()

@@ -54,6 +54,7 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
             "agreement": decisions.agreement,
             "shifted_agreement": decisions.shifted_agreement,
             "expected_agreement": decisions.expected_agreement,
+            "sure_agreement": decisions.sure_agreement,
             "auc_loss": decisions.auc_loss,
             "shifted_auc_loss": decisions.shifted_auc_loss,
         },

@@ -21,7 +21,14 @@ from pocketdx_export.quantize.qdq import (
     insert_qdq,
     integer_nodes,
 )
-from pocketdx_export.quantize.weights import PAIR_LIMIT, WEIGHTED, is_stored_int8, quantize_weight, store_weights_int8
+from pocketdx_export.quantize.weights import (
+    PAIR_LIMIT,
+    WEIGHTED,
+    is_stored_int8,
+    least_int8,
+    quantize_weight,
+    store_weights_int8,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Quantizer:
         )
         if not self.names:
             raise ExportError("the graph has no convolution or linear layer with constant weights: no int8 of it")
+        self._least = least_int8(self.model)
         self._observed: dict[bool, _Observed] = {}
 
     @property
@@ -74,7 +82,7 @@ class Quantizer:
         observed = self._observe(recipe.equalized)
         model = copied(observed.model)
         if recipe.corrected:
-            correct_biases(model, self.blocks, recipe.integer, observed.seen)
+            correct_biases(model, self.blocks, recipe.integer, observed.seen, self._least)
         blocks, gates = integer_activations(model, self.blocks, recipe.integer)
         nodes = integer_nodes(model.graph, blocks, recipe.integer)
         ranges = observed.ranges[recipe.ranges]
@@ -82,7 +90,7 @@ class Quantizer:
             name: GATE_WRITTEN if name in gates else ranges[name].scale() for name in activations_of(model.graph, nodes)
         }
         insert_qdq(model, nodes, written, dict.fromkeys(gates, GATE_READ))
-        store_weights_int8(model)
+        store_weights_int8(model, self._least)
         return model
 
     def border_sizes(self) -> tuple[int, ...]:
@@ -168,12 +176,23 @@ def normalise_by_channel(model: onnx.ModelProto) -> None:
 
 
 def correct_biases(
-    model: onnx.ModelProto, blocks: Mapping[str, str], chosen: Collection[str], seen: Mapping[str, Statistics]
+    model: onnx.ModelProto,
+    blocks: Mapping[str, str],
+    chosen: Collection[str],
+    seen: Mapping[str, Statistics],
+    least: int,
 ) -> None:
     """Take back what rounding the weights adds to each channel in the mean (Nagel et al., 2019, section 4.2).
 
     With W' the rounded weights, E[W'x] - E[Wx] = (W' - W) E[x]: the mean of each input channel over the calibration
     images is known, so this costs no further run. Zero padding is left out of account.
+
+    Args:
+        model: float; changed in place.
+        blocks: of its nodes.
+        chosen: those that compute in integers.
+        seen: of the inputs of its layers.
+        least: as `store_weights_int8` has it for the weights of the other blocks.
     """
     constants = {each.name: each for each in model.graph.initializer}
     for node in model.graph.node:
@@ -183,7 +202,7 @@ def correct_biases(
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
         in_integers = blocks.get(node.name) in chosen
-        if not in_integers and not is_stored_int8(weight):
+        if not in_integers and not is_stored_int8(weight, least):
             continue
         limit = PAIR_LIMIT if in_integers else None
         error = quantize_weight(weight, pair_limit=limit).dequantized().astype(np.float64) - weight

@@ -86,7 +86,18 @@ class Search:
 
     def table(self) -> str:
         """For a terminal."""
-        head = ("candidate", "integer blocks", "size", "speed", "same top-1", "shifted", "expected", "AUC loss", "")
+        head = (
+            "candidate",
+            "integer blocks",
+            "size",
+            "speed",
+            "same top-1",
+            "shifted",
+            "expected",
+            "surely",
+            "AUC loss",
+            "",
+        )
         rows: list[tuple[str, ...]] = [head]
         for each in self.candidates:
             found = each.decisions
@@ -95,7 +106,8 @@ class Search:
             rows.append(
                 (
                     *(each.name, blocks, f"{each.size:.3f}", f"{each.speed:.2f}x"),
-                    *(f"{value:.2%}" for value in (found.agreement, found.shifted_agreement, found.expected_agreement)),
+                    *(f"{value:.2%}" for value in (found.agreement, found.shifted_agreement)),
+                    *(f"{value:.2%}" for value in (found.expected_agreement, found.sure_agreement)),
                     *(f"{found.auc_loss:.4f}", verdict),
                 )
             )

@@ -15,9 +15,10 @@ Floats = NDArray[np.float32]
 WEIGHTED = ("Conv", "Gemm")
 # Two products of an unsigned 8-bit activation with these add up to at most 255 * 128 = 32640, which 16 bits hold.
 PAIR_LIMIT = 128
-# Below it a weight is float16 instead of int8, and float32 instead of float16: the nodes cost what the numbers save.
-_LEAST_INT8 = 12_288
+# Below it a weight is float32 instead of float16: the nodes cost what the numbers save.
 _LEAST_FP16 = 256
+# Of the float graph's size that a graph with weights in int8 is to have at most, nodes not counted: they add 0.003.
+_SHARE_INT8 = 0.295
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -103,22 +104,42 @@ def weight_names(graph: onnx.GraphProto) -> Iterator[str]:
             yield node.input[1]
 
 
-def store_weights_int8(model: onnx.ModelProto) -> None:
+def least_int8(model: onnx.ModelProto) -> int:
+    """From how many numbers on a weight is to be int8, for a file of at most 0.30 of the size of the float `model`.
+
+    What is smaller is float16: early and small weights bring more of the error for each byte than large ones.
+    """
+    constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    weights = [constants[name] for name in weight_names(model.graph)]
+    whole = model.ByteSize()
+
+    def share(least: int) -> float:
+        saved = sum(each.size * (3 if is_stored_int8(each, least) else 2) for each in weights)
+        return float(whole - saved) / whole
+
+    sizes = sorted({each.size for each in weights}, reverse=True)
+    return next((size for size in sizes if share(size) <= _SHARE_INT8), 0)
+
+
+def store_weights_int8(model: onnx.ModelProto, least: int | None = None) -> None:
     """Change `model` so that its weights are stored small and become float32 again when it is loaded.
 
     Large weights are int8 per channel. Those of depthwise convolutions and other small ones are float16: they are a few
     percent of all weights and bring most of the error (MobileNetV3-small on ultrasound: 0.054 of 0.057 in the logits).
-    There and with the limit for small ones, the rest is 0.0135 (root mean square) at 0.291 of float32's size; integers
-    for all of them from 8192 numbers on, each rounded to the nearest, made 0.0256 at 0.285.
 
     An integer weight is written as Cast and Mul, not as DequantizeLinear: every onnxruntime computes such constants
     once, when the session is made, whereas a DequantizeLinear of a constant is kept for the integer kernels and, where
     none takes it, computed again for every picture. So it computes at the speed of float32.
+
+    Args:
+        model: changed in place.
+        least: from how many numbers on a weight is int8; `least_int8` of the model by default.
     """
+    least = least_int8(model) if least is None else least
     for name in list(weight_names(model.graph)):
         weight = _initializer(model.graph, name)
         array = numpy_helper.to_array(weight)
-        if not is_stored_int8(array):
+        if not is_stored_int8(array, least):
             _store_fp16(model.graph, weight, array)
             continue
         quantized = quantize_weight(array)
@@ -137,9 +158,9 @@ def store_weights_int8(model: onnx.ModelProto) -> None:
         )
 
 
-def is_stored_int8(array: Floats) -> bool:
+def is_stored_int8(array: Floats, least: int) -> bool:
     """Whether `store_weights_int8` makes integers of this weight, or float16."""
-    return array.size >= _LEAST_INT8 and array.shape[1] > 1
+    return array.size >= least and array.shape[1] > 1
 
 
 def store_weights_fp16(model: onnx.ModelProto) -> None:
