@@ -111,11 +111,11 @@ def least_int8(model: onnx.ModelProto) -> int:
     """
     constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     weights = [constants[name] for name in weight_names(model.graph)]
-    whole = model.ByteSize()
+    whole = int(model.ByteSize())
 
     def share(least: int) -> float:
-        saved = sum(each.size * (3 if is_stored_int8(each, least) else 2) for each in weights)
-        return float(whole - saved) / whole
+        saved: int = sum(each.size * (3 if is_stored_int8(each, least) else 2) for each in weights)
+        return (whole - saved) / whole
 
     sizes = sorted({each.size for each in weights}, reverse=True)
     return next((size for size in sizes if share(size) <= _SHARE_INT8), 0)
