@@ -45,6 +45,7 @@ class Decisions:
         auc_loss: absolute difference of the mean AUC over the classes, as they are.
         shifted_auc_loss: the same under simulated shift.
         error: root mean square of the difference in logits, each row's mean taken off.
+        images: how many there were, as they are.
     """
 
     agreement: float
@@ -54,10 +55,15 @@ class Decisions:
     auc_loss: float
     shifted_auc_loss: float
     error: float
+    images: int
 
     def within(self, budget: Budget) -> bool:
-        """Whether the images as they are hold the budget, and so do, surely enough, those that are to be expected."""
-        return self.lowest_agreement >= budget.agreement and self.auc_loss <= budget.auc
+        """Whether the images as they are hold the budget, and so do, surely enough, those that are to be expected.
+
+        One counted change is let pass where images are too few to tell the share: 0.99 of 78 would be all of them.
+        """
+        counted = min(budget.agreement, 1 - 1 / self.images)
+        return self.agreement >= counted and self.sure_agreement >= budget.agreement and self.auc_loss <= budget.auc
 
     @property
     def lowest_agreement(self) -> float:
@@ -110,6 +116,7 @@ class Judge:
             auc_loss=losses[0],
             shifted_auc_loss=losses[1],
             error=_error(found, self.reference),
+            images=count,
         )
 
     def _auc(self, logits: Floats) -> float:
