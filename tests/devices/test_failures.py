@@ -81,15 +81,24 @@ def test_node_and_the_browser_end_with_their_context(fp32: Path, manifest: Manif
 
 
 def processes(word: str) -> list[int]:
-    """Those with `word` on their command line."""
+    """Of those below this one, which have `word` on their command line."""
     found = []
     for each in Path("/proc").glob("[0-9]*"):
         try:
-            if word.encode() in (each / "cmdline").read_bytes():
+            if word.encode() in (each / "cmdline").read_bytes() and is_ours(int(each.name)):
                 found.append(int(each.name))
         except OSError:  # ended meanwhile
             continue
     return found
+
+
+def is_ours(process: int) -> bool:
+    """Whether it descends from this process; another matrix may run beside these tests."""
+    while process > 1:
+        if process == os.getpid():
+            return True
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
 
 
 def wait_until_gone(word: str) -> None:
