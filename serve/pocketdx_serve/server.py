@@ -166,7 +166,10 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.transport.write(shedding.refusal(cycle.scope, keep_alive=keep_alive))
             if not keep_alive:
                 self.transport.close()
-            cycle.on_response()
+            if self.pipeline:  # not at once: of a thousand requests in a row, each would call for the next
+                self.loop.call_soon(cycle.on_response)
+            else:
+                cycle.on_response()
 
     def _look(self) -> None:
         cycle = self.cycle

@@ -94,6 +94,32 @@ def test_a_connection_that_was_refused_on_the_wire_goes_on(serve: Serve, gate: I
         assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+def test_thousands_of_requests_in_a_row_on_one_connection_are_refused_one_by_one(
+    serve: Serve, gate: Install, jpeg: bytes
+) -> None:
+    live = serve(threads=1, queue=1, max_images=1)
+    held = gate(live)
+    head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    count = 3000
+    with live.connect() as sock:
+        sock.settimeout(20)
+        sock.sendall(head % len(jpeg) + jpeg)
+        assert held.entered.acquire(timeout=5)
+        live.service.workers.capacity = 0
+        sender = threading.Thread(target=sock.sendall, args=((head % 0) * count,))
+        sender.start()
+        time.sleep(0.2)
+        held.opened.set()
+        received = b""
+        while received.count(b"HTTP/1.1 503") < count:
+            chunk = sock.recv(1 << 20)
+            assert chunk, "the connection was closed"
+            received += chunk
+        sender.join()
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert live.client.get("/livez").status_code == 200
+
+
 def test_a_client_that_asked_first_whether_to_send_is_refused_and_cut_off(
     serve: Serve, gate: Install, jpeg: bytes
 ) -> None:
