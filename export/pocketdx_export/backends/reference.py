@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pocketdx_export.backends import BackendError, Outputs, Pixels, Runner, UnsupportedError
+from pocketdx_export.noise import first_line
 from pocketdx_runtime.manifest import Manifest
 
 
@@ -49,6 +50,19 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
                 raise BackendError(f"{path}: resizes {list(pixels.shape)} to {sizes}; feed pictures of the own size")
             return (pixels,)
 
+    class DequantizeLinear(OpRun):
+        """As ONNX has had it since version 10; the evaluator knows it from 19 on only."""
+
+        op_domain = ""
+
+        def _run(self, integers: Any, scale: Any, zero: Any = None, axis: int = 1, **_: Any) -> tuple[Any]:
+            shape = [1] * integers.ndim
+            if np.ndim(scale) == 1:
+                shape[axis] = len(scale)
+            offset = np.zeros_like(scale) if zero is None else zero
+            values = integers.astype(np.float32) - offset.astype(np.float32).reshape(shape if np.ndim(scale) else ())
+            return ((values * scale.reshape(shape if np.ndim(scale) else ())).astype(np.float32),)
+
     try:
         model = onnx.load(path)
     except Exception as problem:  # protobuf's own, without a common base
@@ -56,7 +70,10 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
     foreign = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
     if foreign:
         raise UnsupportedError(f"{path.name} has operators of {', '.join(foreign)}, which are not in the ONNX standard")
-    evaluator = ReferenceEvaluator(model, new_ops=[Resize])
+    try:
+        evaluator = ReferenceEvaluator(model, new_ops=[Resize, DequantizeLinear])
+    except Exception as problem:  # it raises what it likes at an operator that it lacks
+        raise UnsupportedError(f"{path.name}: {first_line(problem)}") from problem
     names = [each.name for each in model.graph.output]
 
     def run(pictures: Sequence[Pixels]) -> Outputs:
