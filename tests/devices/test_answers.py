@@ -53,17 +53,17 @@ def test_int8_is_the_same_in_node_and_in_the_browser_with_one_thread_and_with_tw
             np.testing.assert_array_equal(browser[output], node[output], err_msg=output)
 
 
-@pytest.mark.parametrize(("file", "apart"), [("fp32", 1e-4), ("int8", 0.05)])
+@pytest.mark.parametrize(("file", "apart"), [("fp32", 1e-4), ("int8", 0.2)])
 def test_onnx_own_evaluator_is_a_second_opinion_on_floats_and_on_integers(
     file: str, apart: float, manifest: Manifest, known: list[Pixels], request: pytest.FixtureRequest
 ) -> None:
     path, few = request.getfixturevalue(file), known[:2]
     with available("onnx-reference").opened(path, manifest) as run:
         theirs = run(few)["logits"]
-    # In integers both round, but not in the same places; "plain" rounds nothing away by saturation.
+    # This int8 file rounds its logits, too, in steps of 0.047: what is rounded otherwise on the way moves them by a few.
     with available("onnxruntime-plain").opened(path, manifest) as run:
         ours = run(few)["logits"]
-    assert np.ptp(ours, axis=0).max() > 10 * apart
+    assert np.ptp(ours, axis=0).max() > 4 * apart
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=apart)
 
 
