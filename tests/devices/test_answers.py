@@ -60,7 +60,7 @@ def test_onnx_own_evaluator_is_a_second_opinion_on_floats_and_on_integers(
     path, few = request.getfixturevalue(file), known[:2]
     with available("onnx-reference").opened(path, manifest) as run:
         theirs = run(few)["logits"]
-    # This int8 file rounds its logits, too, in steps of 0.047: what is rounded otherwise on the way moves them by a few.
+    # This int8 file rounds its logits, too, in steps of 0.047: what rounds otherwise before moves them by a few.
     with available("onnxruntime-plain").opened(path, manifest) as run:
         ours = run(few)["logits"]
     assert np.ptp(ours, axis=0).max() > 4 * apart
