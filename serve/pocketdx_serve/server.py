@@ -75,7 +75,7 @@ def server_for(app: FastAPI) -> uvicorn.Server:
     """uvicorn for an app of `create_app`; ``run(sockets=[...])`` serves until ``should_exit`` is set."""
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=type("Protocol", (_Protocol,), {"shedding": app.state.shedding}),
         loop="auto",  # uvloop where it is installed
         ws="none",
         lifespan="on",
@@ -138,12 +138,11 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """
 
     _last_cycle: Any = None
-    _shedding: Shedding | None = None
+    shedding: Shedding
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._shedding = self.config.app.state.shedding
         self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,8 +151,8 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        shedding = self._shedding
-        if shedding is None or not shedding.concerns(cycle.scope):
+        shedding = self.shedding
+        if not shedding.concerns(cycle.scope):
             super()._start_asgi_task(cycle, app)
         elif shedding.reserve():
             super()._start_asgi_task(cycle, app)
