@@ -41,7 +41,7 @@ def opened(
     with shared_folder(path) as folder:
         package = Path(pocketdx_runtime.__file__).parent
         (folder / package.name).symlink_to(package)
-        # One thread: parity asks devices side by side, and an emulated barrier is dear (the whole matrix: 341 s, not 385).
+        # One thread: parity asks devices side by side, and an emulated barrier is dear (a matrix: 341 s, not 385).
         command, environment = arm64.command(cpu, _SCRIPT, engine, folder, "1")
         # The runtime alone, not the folder that it lies in: beside an installed one lie packages for this machine.
         environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{folder}"
