@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketdx_export.agreement import countable
 from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.activations import GATE_READ, GATE_WRITTEN, integer_activations
 from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
@@ -202,3 +203,12 @@ def test_decisions_are_in_danger_with_the_error_also_where_no_decision_has_chang
     # And those near the border are the ones that are in danger.
     near = reference[:, 0].argsort()
     assert (np.diff(chances[2][near]) <= 0).all()
+
+
+def test_of_few_pictures_one_may_be_decided_otherwise_and_of_many_what_the_share_says() -> None:
+    for count in range(2, 900):
+        same = np.arange(count) > 0  # all but one
+        assert same.mean() >= countable(0.999, count) > (count - 2) / count
+    assert countable(0.99, 100) == 0.99
+    assert countable(0.99, 5000) == 0.99
+    assert countable(0.99, 32) > 30 / 32

@@ -15,6 +15,7 @@ from pocketdx_runtime import image
 from pocketdx_serve import engine
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.settings import Settings
+from raw_http import diagnose_head
 
 Serve = Callable[..., Any]
 Install = Callable[[Any], Any]
@@ -77,8 +78,7 @@ def test_small_images_that_wait_go_through_the_graph_together_and_get_the_answer
 def test_a_connection_that_was_refused_on_the_wire_goes_on(serve: Serve, gate: Install, jpeg: bytes) -> None:
     live = serve(threads=1, queue=1, max_images=1)
     held = gate(live)
-    head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-Request-ID: mine\r\n"
-    head += b"Content-Length: %d\r\n\r\n" % len(jpeg)
+    head = diagnose_head(len(jpeg), b"X-Request-ID: mine")
     with ThreadPoolExecutor(2) as pool, live.connect() as sock:
         accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
         wait_for(lambda: live.service.workers.room == 0)
@@ -99,14 +99,13 @@ def test_thousands_of_requests_in_a_row_on_one_connection_are_refused_one_by_one
 ) -> None:
     live = serve(threads=1, queue=1, max_images=1)
     held = gate(live)
-    head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
     count = 3000
     with live.connect() as sock:
         sock.settimeout(20)
-        sock.sendall(head % len(jpeg) + jpeg)
+        sock.sendall(diagnose_head(len(jpeg)) + jpeg)
         assert held.entered.acquire(timeout=5)
         live.service.workers.capacity = 0
-        sender = threading.Thread(target=sock.sendall, args=((head % 0) * count,))
+        sender = threading.Thread(target=sock.sendall, args=(diagnose_head(0) * count,))
         sender.start()
         time.sleep(0.2)
         held.opened.set()
@@ -128,8 +127,7 @@ def test_a_client_that_asked_first_whether_to_send_is_refused_and_cut_off(
     with ThreadPoolExecutor(2) as pool, live.connect() as sock:
         accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
         wait_for(lambda: live.service.workers.room == 0)
-        head = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
-        sock.sendall(head % len(jpeg))
+        sock.sendall(diagnose_head(len(jpeg), b"Expect: 100-continue"))
         sock.settimeout(10)
         received = b""
         while chunk := sock.recv(65536):
@@ -197,12 +195,11 @@ def test_an_image_whose_deadline_passes_while_it_is_decoded_never_reaches_the_mo
 def test_a_client_that_goes_away_frees_its_place(serve: Serve, gate: Install, jpeg: bytes) -> None:
     live = serve(threads=1, queue=1, max_images=1)
     held = gate(live)
-    request = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(live.post, "/v1/diagnose", jpeg)
         assert held.entered.acquire(timeout=5)
         waiting = live.connect()
-        waiting.sendall(request % len(jpeg) + jpeg)
+        waiting.sendall(diagnose_head(len(jpeg)) + jpeg)
         wait_for(lambda: live.service.workers.waiting == 1)
         assert live.post("/v1/diagnose", jpeg).status_code == 503
         waiting.close()
@@ -233,9 +230,7 @@ def test_uploads_together_are_bounded_and_the_bound_is_free_again_afterwards(
 def test_a_body_that_stops_coming_gets_408(serve: Serve) -> None:
     live = serve(read_timeout=0.2)
     with live.connect() as sock:
-        sock.sendall(
-            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nabc"
-        )
+        sock.sendall(diagnose_head(100) + b"abc")
         answer = sock.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 "), answer
     assert live.service.held.total == 0
@@ -245,9 +240,7 @@ def test_a_body_that_trickles_gets_408_though_it_never_stops(serve: Serve) -> No
     live = serve(read_timeout=0.3)
     started = time.monotonic()
     with live.connect() as sock:
-        sock.sendall(
-            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\n"
-        )
+        sock.sendall(diagnose_head(100))
         sock.settimeout(0.05)
         answer = b""
         while not answer:
@@ -318,12 +311,10 @@ def test_of_many_that_arrive_at_the_same_moment_no_more_are_let_in_than_have_a_p
 ) -> None:
     live = serve(threads=1, queue=2, max_images=1)
     held = gate(live)
-    request = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s"
-    head = request % (len(jpeg), jpeg)
     with ExitStack() as stack:
         socks = [stack.enter_context(live.connect()) for _ in range(40)]
         for sock in socks:
-            sock.sendall(head)
+            sock.sendall(diagnose_head(len(jpeg)) + jpeg)
         wait_for(lambda: live.service.workers.room == 0)
         held.opened.set()
         for sock in socks:

@@ -17,12 +17,12 @@ import pytest
 
 from pocketdx_runtime.model import Model
 from pocketdx_serve.server import listen
+from raw_http import diagnose_head
 from tests_wait import wait_for
 
 Start = Callable[..., Any]
 Call = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = (sys.executable, "-c", "from pocketdx_runtime.cli import main; main()")
-REQUEST = b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
 
 
 def connect(url: str) -> socket.socket:
@@ -50,7 +50,7 @@ def test_a_signal_ends_it_with_status_0(process: Start, stop: signal.Signals) ->
 def test_sigterm_lets_a_request_on_its_way_finish(process: Start, jpeg: bytes) -> None:
     server = process()
     with connect(server.url) as sock, connect(server.url) as watcher:
-        sock.sendall(REQUEST % len(jpeg) + jpeg[:100])
+        sock.sendall(diagnose_head(len(jpeg)) + jpeg[:100])
         time.sleep(0.2)
         server.popen.send_signal(signal.SIGTERM)
         time.sleep(0.3)
@@ -160,7 +160,7 @@ def test_several_models_are_served_and_drained_together(
     assert names == ["a", "second"]
     with connect(server.url) as first, connect(server.url) as second:
         for sock, query in ((first, b""), (second, b"?model=second")):
-            sock.sendall((REQUEST % len(jpeg)).replace(b"/diagnose", b"/diagnose" + query) + jpeg[:100])
+            sock.sendall(diagnose_head(len(jpeg)).replace(b"/diagnose", b"/diagnose" + query) + jpeg[:100])
         time.sleep(0.2)
         server.popen.send_signal(signal.SIGTERM)
         time.sleep(0.2)

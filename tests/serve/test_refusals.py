@@ -17,6 +17,7 @@ import pytest
 from pocketdx_runtime.errors import ImageError, ImageReason
 from pocketdx_serve import engine, problems
 from pocketdx_serve.schemas import ProblemDetails
+from raw_http import diagnose_head
 
 Picture = Callable[..., bytes]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -117,10 +118,7 @@ def test_too_many_images_are_refused_without_reading_the_rest(serve: Callable[..
 def test_a_body_declared_too_large_is_refused_before_a_byte_is_sent(serve: Callable[..., Any]) -> None:
     live = serve(max_bytes=1000)
     with live.connect() as sock:
-        sock.sendall(
-            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-            b"Content-Length: 1001\r\nExpect: 100-continue\r\n\r\n"
-        )
+        sock.sendall(diagnose_head(1001, b"Expect: 100-continue"))
         answer = sock.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 "), answer
     assert b"connection: close" in answer.lower()
@@ -152,9 +150,7 @@ def test_a_client_that_sends_everything_first_still_reads_the_413(serve: Callabl
     live = serve(max_bytes=1000)
     with live.connect() as sock:
         size = 20_000_000
-        sock.sendall(
-            b"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % size
-        )
+        sock.sendall(diagnose_head(size))
         sock.sendall(b"\0" * size)
         answer = b""
         while received := sock.recv(65536):
