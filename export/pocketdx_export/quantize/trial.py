@@ -14,6 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from pocketdx_export.agreement import countable
 from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.budget import Budget
 from pocketdx_export.quantize.calibration import Images
@@ -60,9 +61,9 @@ class Decisions:
     def within(self, budget: Budget) -> bool:
         """Whether the images as they are hold the budget, and so do, surely enough, those that are to be expected.
 
-        One counted change is let pass where images are too few to tell the share: 0.99 of 78 would be all of them.
+        One counted change is let pass where images are few (`countable`).
         """
-        counted = min(budget.agreement, 1 - 1 / self.images)
+        counted = countable(budget.agreement, self.images)
         return self.agreement >= counted and self.sure_agreement >= budget.agreement and self.auc_loss <= budget.auc
 
     @property

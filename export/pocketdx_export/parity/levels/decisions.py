@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketdx_export.agreement import countable
 from pocketdx_export.parity.levels import Road
 from pocketdx_export.parity.levels.numbers import logit_errors
 from pocketdx_export.parity.levels.pixels import SAME
@@ -85,12 +86,11 @@ def decision_checks(
         end_to_end: the full model's answers, on its own pixels.
         labels: the run's.
         limits: tolerances.
-        lossy: the precision rounds on purpose. Then one flip is let pass where there are too few pictures to tell the
-            share that is tolerated: 0.99 of 32 pictures would be all of them.
+        lossy: the precision rounds on purpose. Then one flip is let pass where pictures are few (`countable`).
     """
     names = road.names
     if lossy:
-        limits = replace(limits, agreement_min=min(limits.agreement_min, 1 - 1 / len(names)))
+        limits = replace(limits, agreement_min=countable(limits.agreement_min, len(names)))
     checks = [_agreement("top-1 agreement", ours.top == reference.top, names, limits)]
     if not np.array_equal(reference.found, np.arange(len(labels)) == reference.top[:, None]) or not np.array_equal(
         ours.found, np.arange(len(labels)) == ours.top[:, None]
