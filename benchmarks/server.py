@@ -392,7 +392,13 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=10, help="seconds of overload [10]")
     parser.add_argument("--requests", type=int, default=2000, help="for the memory [2000]")
     parser.add_argument("--malformed", type=int, default=1000, help="bodies [1000]")
-    parser.add_argument("--stage", action="append", default=[], choices=STAGES, help="only this after the throughput")
+    parser.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        choices=STAGES,
+        help="only this after the throughput; `throughput`: nothing",
+    )
     options = parser.parse_args()
     model = Model(options.model, threads=1).load()
     servers = {OURS: ours(options.model)}

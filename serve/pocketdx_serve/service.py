@@ -223,9 +223,8 @@ class Service:
 
     async def offload(self, work: Callable[[], R]) -> R:
         """The result of ``work``, done by a thread of the pool; raises as `examine`, and what it raises."""
-        begin: Callable[[Job[R]], R] = lambda _job: work()  # noqa: E731  (its type tells the job's)
         try:
-            (job,) = self.workers.submit([Work(begin)])
+            (job,) = self.workers.submit([Work[R](lambda _job: work())])
         except Full:
             raise self._overloaded() from None
         try:

@@ -131,7 +131,6 @@ def run(jobs: Sequence[Job[Any]]) -> None:
         key = asked[0][1].key
         same = [each for each in asked if each[1].key == key]
         asked = [each for each in asked if each[1].key != key]
-        again: list[Ask | None] = []
         try:
             answers = same[0][1].answer([ask.value for _, ask in same])
         except BaseException as error:

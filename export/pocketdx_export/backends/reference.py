@@ -57,11 +57,10 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
 
         def _run(self, integers: Any, scale: Any, zero: Any = None, axis: int = 1, **_: Any) -> tuple[Any]:
             shape = [1] * integers.ndim
-            if np.ndim(scale) == 1:
+            if scale.ndim == 1:  # one for each index of the axis, else one for all
                 shape[axis] = len(scale)
-            offset = np.zeros_like(scale) if zero is None else zero
-            values = integers.astype(np.float32) - offset.astype(np.float32).reshape(shape if np.ndim(scale) else ())
-            return ((values * scale.reshape(shape if np.ndim(scale) else ())).astype(np.float32),)
+            offset = 0 if zero is None else zero.astype(np.float32).reshape(shape)
+            return (((integers.astype(np.float32) - offset) * scale.reshape(shape)).astype(np.float32),)
 
     try:
         model = onnx.load(path)
@@ -80,7 +79,7 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
         try:
             answers = [evaluator.run(names, {"image": picture[np.newaxis]}) for picture in pictures]
         except NotImplementedError as problem:
-            raise UnsupportedError(f"{path.name}: {str(problem).splitlines()[0]}") from problem
+            raise UnsupportedError(f"{path.name}: {first_line(problem)}") from problem
         return {name: np.concatenate(rows) for name, *rows in zip(names, *answers, strict=True)}
 
     yield run

@@ -154,7 +154,7 @@ def search(
     chosen = _fastest([each for each in trials.candidates if each.recipe and each.holds])
     measured = tuple((each.name, each.seconds, float(np.sqrt(each.damage))) for each in effects)
     found = Search(budget, tuple(trials.candidates), tried, measured, chosen)
-    return found, quantizer.graph(recipe) if chosen and (recipe := found.candidate(chosen).recipe) else None
+    return found, trials.graphs[chosen] if chosen else None
 
 
 @dataclass
@@ -169,6 +169,7 @@ class _Trials:
     size: int
     base: Recipe
     candidates: list[Candidate] = field(default_factory=list)
+    graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
 
     @property
     def known(self) -> set[tuple[str, ...]]:
@@ -184,6 +185,7 @@ class _Trials:
             small = copied(self.fp32)
             store_weights_int8(small)
             models = {"fp32": self.fp32, "w8": small, **models}
+        self.graphs |= models
         seconds = self.timer({"fp32": self.fp32, **models}, self.size, _ROUNDS)
         for name, model in models.items():
             decisions = self.judge.decisions(model)
