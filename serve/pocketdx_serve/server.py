@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pocketdx_serve.shedding import Shedding
 
-BACKLOG = 1024
+BACKLOG = 4096
 MAX_FILES = 65_536
 HEADER_TIMEOUT = 15.0
 """Seconds within which a connection has to come up with a whole request header."""
@@ -137,18 +137,40 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     that was refused. Here a connection is closed after a whole `HEADER_TIMEOUT` without a request in work.
     """
 
-    _last_cycle: Any = None
     shedding: Shedding
+    _last: Any = None
+    _refusals = 0
+    # Whether the next byte is the first of a request. Never so without httptools, which alone tells.
+    _between = False
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._between = hasattr(self, "parser")
         self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._between = True
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        idle = self._between and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        refusal = self.shedding.refusal_of_whole(data) if idle and self.shedding.full else None
+        if refusal is None:
+            super().data_received(data)
+            return
+        self._unset_keepalive_if_required()
+        self._refusals += 1
+        self.transport.write(refusal)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         shedding = self.shedding
@@ -171,9 +193,9 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
                 cycle.on_response()
 
     def _look(self) -> None:
-        cycle = self.cycle
-        if cycle is self._last_cycle and (cycle is None or cycle.response_complete):
+        now = self.cycle, self._refusals
+        if now == self._last and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
             return
-        self._last_cycle = cycle
+        self._last = now
         self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)

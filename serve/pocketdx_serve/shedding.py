@@ -32,6 +32,10 @@ _HEAD: Final = b"".join(
     ]
 )
 
+_MOST_HEAD: Final = 4096
+# Headers that change what comes next on a connection, or that an answer repeats.
+_NOT_PLAIN: Final = (b"\nexpect", b"\nconnection", b"\ntransfer-encoding", b"\nupgrade", b"\nx-request-id")
+
 log = logging.getLogger("pocketdx.serve")
 
 
@@ -52,6 +56,7 @@ class Shedding:
         self._room = room
         self._reserved = 0
         self._paths = frozenset(paths)
+        self._starts = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in paths)
         self._refused = 0
         self._since = 0.0
 
@@ -59,13 +64,50 @@ class Shedding:
         """Whether a request is one for images."""
         return scope["path"] in self._paths and scope["method"] == "POST"
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for anyone."""
+        return self._room() <= self._reserved
+
+    def refusal_of_whole(self, data: bytes) -> bytes | None:
+        """The response to a request that is there as a whole and has nothing unusual; None where that is not sure.
+
+        Then it need not be parsed, which takes longer than all the rest. What is not plain goes the usual way, and is
+        refused there.
+
+        Args:
+            data: what came in at once, from the first byte of a request on.
+        """
+        start = next((len(each) for each in self._starts if data.startswith(each)), 0)
+        end = data.find(b"\r\n\r\n", start - 2, _MOST_HEAD)
+        if not start or end < 0:
+            return None
+        head = data[start - 2 : end].lower()
+        lines = head.count(b"\r\n")
+        _, _, after = head.partition(b"\r\ncontent-length:")
+        length = after.partition(b"\r\n")[0].strip(b" ")
+        plain = (
+            lines == head.count(b"\n") == head.count(b"\r")
+            and b"\n " not in head
+            and b"\n\t" not in head
+            and not any(each in head for each in _NOT_PLAIN)
+            and head.count(b"content-length") == 1
+            and length.isdigit()
+            and len(length) < 12
+            and len(data) == end + 4 + int(length)
+        )
+        if not plain:
+            return None
+        path = data[5 : start - len(b" HTTP/1.1\r\n")].decode("ascii")
+        return self.refusal({"path": path, "headers": ()}, keep_alive=True)
+
     def reserve(self) -> bool:
         """Keep a place for a request, if there is one, until `release` is called.
 
         Before its first turn of the event loop is over, nobody else sees what a request takes: of a hundred that arrive
         at the same moment, a single free place would let all through, to be refused later and at many times the cost.
         """
-        if self._room() <= self._reserved:
+        if self.full:
             return False
         self._reserved += 1
         return True

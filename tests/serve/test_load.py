@@ -16,16 +16,10 @@ from pocketdx_serve import engine
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.settings import Settings
 from raw_http import diagnose_head
+from tests_wait import wait_for
 
 Serve = Callable[..., Any]
 Install = Callable[[Any], Any]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def reasons(replies: list[Any]) -> list[str]:
