@@ -101,3 +101,10 @@ def _forget_origin(model: onnx.ModelProto) -> None:
     for each in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del each.metadata_props[:]
         each.doc_string = ""
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A deep copy."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

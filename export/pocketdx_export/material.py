@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,24 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.graph import to_onnx
 from pocketdx_export.quantize import Built, build
 from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
+from pocketdx_export.quantize.calibration import Images, RunImages
+from pocketdx_export.quantize.moments import Moments, input_moments
 from pocketdx_export.quantize.trial import Timer
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.run import Run
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Calibration images and what was measured on them.
+
+    Attributes:
+        images: of the training split.
+        moments: of the inputs of the fp32 graph's layers, by the weight's name.
+    """
+
+    images: Images
+    moments: Mapping[str, Moments]
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,28 @@ class Material:
     def fp32_graph(self) -> onnx.ModelProto:
         """The checked fp32 graph with its manifest; copy it before changing it."""
         return to_onnx(self.module, self.fp32_manifest)
+
+    @cached_property
+    def images(self) -> RunImages | None:
+        """The run's images; None where none were named.
+
+        Raises:
+            ExportError: none of the images is one of the run's.
+            DataError: the data cannot be read.
+        """
+        return None if self.data is None else RunImages.open(self.run, self.data, self.cache)
+
+    @cached_property
+    def calibrated(self) -> Calibrated | None:
+        """The calibration images and what the layers meet on them; None where no images were named.
+
+        Raises:
+            ExportError: there are too few of a class, or as `images`.
+        """
+        if self.images is None:
+            return None
+        chosen = self.images.calibration()
+        return Calibrated(chosen, input_moments(self.fp32_graph, chosen.pixels))
 
     @cached_property
     def float_tflite(self) -> bytes:

@@ -34,9 +34,10 @@ from pocketdx_export.bundle import Bundle
 from pocketdx_export.parity import Report, compare_file
 from pocketdx_export.parity.report import LEVELS
 from pocketdx_export.parity.tolerances import Tolerances
-from pocketdx_export.quantize import qdq
+from pocketdx_export.quantize import biases, qdq
 from pocketdx_export.quantize.calibration import Images
 from pocketdx_export.quantize.integer import Quantizer, Recipe
+from pocketdx_export.quantize.weights import Pairs
 from pocketdx_runtime import image
 from pocketdx_runtime._formats import exif
 from pocketdx_runtime.machine import describe_machine
@@ -449,7 +450,8 @@ def test_saturating_int8_is_red_in_the_default_kernels_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Full 8-bit weights: two products overflow the 16 bits in which this processor adds them."""
-    monkeypatch.setattr(qdq, "PAIR_LIMIT", None)
+    for module in (qdq, biases):
+        monkeypatch.setattr(module, "pairs_of", lambda *_: Pairs.NONE)
     report = compare_int8(int8_file(bundle, calibration, tmp_path / "saturating.int8.onnx"), run, chosen)
     default, plain = report.cells
     assert plain, report.table()

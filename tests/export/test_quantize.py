@@ -19,15 +19,17 @@ from pocketdx_export.commands import export
 from pocketdx_export.deploy import DeployModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.golden import add_own_answers, golden_archive
+from pocketdx_export.graph import copied
 from pocketdx_export.material import Material
 from pocketdx_export.parity.tolerances import TOLERANCES
 from pocketdx_export.quantize.budget import Budget
 from pocketdx_export.quantize.calibration import Images, RunImages
-from pocketdx_export.quantize.equalize import equalize, pairs
-from pocketdx_export.quantize.integer import Quantizer, Recipe, copied
+from pocketdx_export.quantize.equalize import equalize, shared_channels
+from pocketdx_export.quantize.integer import Quantizer, Recipe
 from pocketdx_export.quantize.sessions import logits_of, opened
 from pocketdx_export.quantize.trial import Judge
 from pocketdx_export.targets import choose_targets
+from pocketdx_runtime.manifest import Quantization
 from pocketdx_runtime.model import Model
 from pocketdx_runtime.selftest import run_selftest
 from pocketdx_train.run import Run
@@ -87,6 +89,38 @@ class TestWeightOnly:
         fast, plain = (opened(material.graph("w8"), optimize=optimize) for optimize in (True, False))
         np.testing.assert_allclose(logits_of(fast, pixels), logits_of(plain, pixels), atol=1e-4)
 
+    def test_rounded_for_its_inputs_it_is_nearer_than_by_itself_and_names_the_images(
+        self, material: Material, images: RunImages
+    ) -> None:
+        blind = replace(material, data=None)
+        pixels = images.split("val").pixels
+        expected = logits_of(opened(material.fp32_graph), pixels)
+        found = [logits_of(opened(each.graph("w8")), pixels) for each in (material, blind)]
+        errors = [np.square(each - expected).mean() for each in found]
+        assert errors[0] < 0.7 * errors[1]
+        known, unknown = (each.manifest("w8").quantization for each in (material, blind))
+        assert known is not None
+        assert unknown is not None
+        assert known.calibration_images == images.calibration().names
+        assert not unknown.calibration_images
+
+    def test_with_too_few_images_it_is_rounded_by_itself_and_says_so(
+        self, material: Material, pictures: Path, tmp_path: Path
+    ) -> None:
+        part = shutil.copytree(pictures, tmp_path / "part")
+        shutil.rmtree(part / "train" / "stripes")
+        said: list[str] = []
+        quantization = self.w8_of(replace(material, data=part, say=said.append))
+        assert not quantization.calibration_images
+        assert said
+        assert "no training image of the class stripes" in said[0]
+
+    def w8_of(self, material: Material) -> Quantization:
+        material.graph("w8")
+        found = material.manifest("w8").quantization
+        assert found is not None
+        return found
+
     def test_the_fp32_graph_is_left_as_it_was(self, material: Material) -> None:
         material.graph("w8")
         assert not any(each.name.endswith((".int8", ".fp16")) for each in material.fp32_graph.graph.initializer)
@@ -144,7 +178,7 @@ class TestInt8:
         model = copied(quantizer.model)
         factors = equalize(model, quantizer._observe(False).seen)
         assert factors
-        assert len(pairs(model.graph)) > 0
+        assert len(factors) >= len(shared_channels(quantizer.model.graph, quantizer._observe(False).seen))
         pixels = images.split("val").pixels[:8]
         before, after = (logits_of(opened(each), pixels) for each in (quantizer.model, model))
         np.testing.assert_allclose(after, before, atol=2e-4 * np.abs(before).max())

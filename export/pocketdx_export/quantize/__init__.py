@@ -33,7 +33,7 @@ def _fp32(material: Material) -> Built:
 
 
 def _fp16(material: Material) -> Built:
-    from pocketdx_export.quantize.integer import copied
+    from pocketdx_export.graph import copied
     from pocketdx_export.quantize.weights import store_weights_fp16
 
     model = copied(material.fp32_graph)
@@ -42,14 +42,9 @@ def _fp16(material: Material) -> Built:
 
 
 def _w8(material: Material) -> Built:
-    from pocketdx_export.quantize.integer import copied
-    from pocketdx_export.quantize.weights import store_weights_int8
+    from pocketdx_export.quantize.build_w8 import build_w8
 
-    model = copied(material.fp32_graph)
-    store_weights_int8(model)
-    return model, Quantization(
-        weights="int8, symmetric, per output channel; float16 where small or depthwise", method="least squared error"
-    )
+    return build_w8(material)
 
 
 def _int8(material: Material) -> Built:

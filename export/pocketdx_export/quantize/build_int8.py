@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from pocketdx_export.errors import ExportError
-from pocketdx_export.quantize.calibration import SEED, Images, RunImages
+from pocketdx_export.quantize.calibration import SEED, RunImages
 from pocketdx_export.quantize.integer import Quantizer, Recipe
 from pocketdx_export.quantize.picture import frontier
 from pocketdx_export.quantize.search import Search, impossible, search
@@ -16,7 +16,7 @@ from pocketdx_export.quantize.trial import Decisions, Judge, time_in_turns
 from pocketdx_runtime.manifest import Quantization
 
 if TYPE_CHECKING:
-    from pocketdx_export.material import Material
+    from pocketdx_export.material import Calibrated, Material
 
 TABLE_FILE, PICTURE_FILE = "int8_search.json", "int8_search.png"
 
@@ -27,17 +27,17 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
     Raises:
         ExportError: no images, too few of a class, or no candidate within the budget.
     """
-    if material.data is None:
+    images, calibrated = material.images, material.calibrated
+    if images is None or calibrated is None:
         raise ExportError("int8: needs the run's images to calibrate on; name them with --data, or take --precision w8")
-    images = RunImages.open(material.run, material.data, material.cache)
-    calibration = images.calibration()
     judge = Judge(material.fp32_graph, images.split("val"), material.run.record.temperature)
-    graph, recipe, decisions, tuned = _found(material, calibration, judge, images)
+    graph, recipe, decisions, tuned = _found(material, calibrated, judge, images)
     return graph, Quantization(
-        weights="int8, symmetric, per output channel; sums of two products fit 16 bits in integer blocks",
+        weights="int8, symmetric, per output channel; sums that x86 makes of two products fit 16 bits",
         activations="uint8 per tensor in integer blocks, float32 elsewhere",
         method="; ".join(
             [
+                "weights: least squared error in the outputs",
                 f"ranges: {recipe.ranges}",
                 *(["cross-layer equalisation"] if recipe.equalized else []),
                 *(["bias correction"] if recipe.corrected else []),
@@ -48,7 +48,7 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
         float_blocks=tuple(name for name in _blocks(material) if name not in recipe.integer),
         calibration_split="train",
         calibration_seed=SEED,
-        calibration_images=calibration.names,
+        calibration_images=calibrated.images.names,
         budget={"auc": material.budget.auc, "agreement": material.budget.agreement} if material.budget else {},
         validation={
             "agreement": decisions.agreement,
@@ -62,10 +62,10 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
 
 
 def _found(
-    material: Material, calibration: Images, judge: Judge, images: RunImages
+    material: Material, calibrated: Calibrated, judge: Judge, images: RunImages
 ) -> tuple[onnx.ModelProto, Recipe, Decisions, bool]:
     """The graph, its recipe, what it does on validation, and whether the network was fine-tuned for it."""
-    quantizer = Quantizer(material.fp32_graph, calibration)
+    quantizer = Quantizer(material.fp32_graph, calibrated.images, calibrated.moments)
     if material.budget is None:
         recipe = Recipe(quantizer.names)
         graph = quantizer.graph(recipe)
@@ -77,7 +77,7 @@ def _found(
 
         material.say("int8: the budget cannot be held as the network is; fine-tuning it in 8 bits")
         tuned = True
-        quantizer = Quantizer(fine_tuned_graph(material, images), calibration)
+        quantizer = Quantizer(fine_tuned_graph(material, images), calibrated.images)
         found, graph_or_none = _searched(material, quantizer, judge)
     _report(material, found)
     if graph_or_none is None or found.chosen is None:

@@ -202,7 +202,7 @@ def minmax_range(seen: Statistics) -> Range:
     return Range(seen.low, seen.high)
 
 
-def percentile_range(seen: Statistics, share: float = 0.9999) -> Range:
+def percentile_range(seen: Statistics, share: float = 0.99999) -> Range:
     """All but the outermost (1 - share) of the values, half of it at each end."""
     cumulative = np.cumsum(seen.counts) / max(1, seen.counts.sum())
     edges = np.linspace(seen.low, seen.high, len(seen.counts) + 1)
@@ -230,6 +230,6 @@ def least_error_range(seen: Statistics) -> Range:
 
 RANGES: Mapping[str, Callable[[Statistics], Range]] = {
     "min-max": minmax_range,
-    "percentile 99.99": percentile_range,
+    "percentile 99.999": percentile_range,
     "least squared error": least_error_range,
 }

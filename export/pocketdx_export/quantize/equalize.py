@@ -1,15 +1,19 @@
-"""Cross-layer equalisation (Nagel et al., Data-Free Quantization, ICCV 2019, section 4.1).
+"""Cross-layer equalisation (Nagel et al., Data-Free Quantization, ICCV 2019, section 4.1), over all who share channels.
 
-A channel between two layers may be scaled by 1/s in the first and by s in the second without changing the network, if
-what lies between is linear for positive factors (nothing, or a ReLU). The first layer's weights have a scale for each
-output channel, so that its factors cost nothing there; s is chosen to balance the range of the channel's activations
-with that of the second layer's weights for it. A depthwise layer has a scale for each channel, too: there the channels'
-activations are made equally wide.
+A channel may be divided by s where it is written and multiplied by s where it is read without changing the network, if
+all that lies between is linear for positive factors: nothing, a ReLU, an average over the picture, a gate that
+multiplies it, a sum of tensors that are all divided likewise (the residual connections of a stage). The weights that
+write it have a scale for each output channel, so that its factors cost nothing there; s is chosen to balance the range
+of the channel's activations with that of the weights that read it. A depthwise reader has a scale for each channel,
+too: there the channels' activations are made equally wide.
+
+A ReLU6 that no calibration image brings near 6 is a ReLU, and becomes one: 8 bits clip at the calibrated range anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,58 +24,163 @@ from pocketdx_export.quantize.calibration import Statistics
 
 # Factors beyond it would blow up channels that are next to silent.
 _MOST = 32.0
+# A Clip whose activations stay below this share of its upper end is taken for a ReLU.
+_FAR_FROM_CLIPPING = 0.9
 
 
-def pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str, onnx.NodeProto]]:
-    """Convolutions of which one alone reads the other, through nothing or a ReLU; with the tensor between them."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
+@dataclass(frozen=True)
+class SharedChannels:
+    """Tensors whose channels can only be scaled together, and the layers at their ends.
+
+    Attributes:
+        tensors: by name.
+        writers: convolutions that give one of them.
+        readers: convolutions that take one of them.
+        clips: Clips between them, to be made ReLUs.
+    """
+
+    tensors: tuple[str, ...]
+    writers: tuple[onnx.NodeProto, ...]
+    readers: tuple[onnx.NodeProto, ...]
+    clips: tuple[onnx.NodeProto, ...]
+
+
+def shared_channels(graph: onnx.GraphProto, seen: Mapping[str, Statistics]) -> list[SharedChannels]:
+    """All that can be scaled, in the graph's order.
+
+    Args:
+        graph: float.
+        seen: of the activations on calibration images.
+    """
+    surroundings = _Surroundings(graph, seen)
+    found, known = [], set[str]()
     for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = []
-    for first in graph.node:
-        if first.op_type != "Conv" or len(first.input) < 3:
-            continue
-        between = first.output[0]
-        following = readers.get(between, [])
-        if len(following) == 1 and following[0].op_type == "Relu":
-            between = following[0].output[0]
-            following = readers.get(between, [])
-        if len(following) == 1 and following[0].op_type == "Conv" and following[0].input[0] == between:
-            found.append((first, between, following[0]))
+        if node.op_type == "Conv" and node.output[0] not in known:
+            tensors, shared = surroundings.around(node.output[0])
+            known |= tensors
+            if shared is not None:
+                found.append(shared)
     return found
 
 
 def equalize(model: onnx.ModelProto, seen: Mapping[str, Statistics]) -> dict[str, NDArray[np.float64]]:
-    """Change `model`'s weights; it computes what it did, but for float32's rounding.
+    """Change `model`'s weights; it computes what it did, but for float32's rounding and what only a ReLU6 would clip.
 
     Returns:
         By tensor, the factor by which each channel's activations have changed.
     """
     constants = {each.name: each for each in model.graph.initializer}
     factors: dict[str, NDArray[np.float64]] = {}
-    for first, between, second in pairs(model.graph):
-        if between not in seen or not {first.input[1], first.input[2], second.input[1]} <= set(constants):
-            continue
-        activations = np.maximum(seen[between].channel_highs, 1e-6)
-        weight = numpy_helper.to_array(constants[second.input[1]]).astype(np.float64)
-        groups = next((helper.get_attribute_value(each) for each in second.attribute if each.name == "group"), 1)
-        if groups == len(activations):
-            scale = activations / np.exp(np.log(activations).mean())
-        elif groups == 1:
-            ranges = np.maximum(np.abs(weight).max(axis=(0, 2, 3)), 1e-9)
-            scale = np.sqrt(activations / ranges)
-            scale /= np.exp(np.log(scale).mean())
-        else:
-            continue
-        scale = np.clip(scale, 1 / _MOST, _MOST)
-        _multiply(constants[first.input[1]], (1 / scale).reshape(-1, 1, 1, 1))
-        _multiply(constants[first.input[2]], 1 / scale)
-        _multiply(constants[second.input[1]], scale.reshape((-1, 1, 1, 1) if groups > 1 else (1, -1, 1, 1)))
-        factors[between] = 1 / scale
-        if first.output[0] != between:
-            factors[first.output[0]] = 1 / scale
+    for shared in shared_channels(model.graph, seen):
+        activations = np.max([seen[name].channel_highs for name in shared.tensors if name in seen], axis=0)
+        scale = _scale(np.maximum(activations, 1e-6), shared.readers, constants)
+        for writer in shared.writers:
+            _multiply(constants[writer.input[1]], (1 / scale).reshape(-1, 1, 1, 1))
+            _multiply(constants[writer.input[2]], 1 / scale)
+        for reader in shared.readers:
+            shape = (-1, 1, 1, 1) if _is_depthwise(reader) else (1, -1, 1, 1)
+            _multiply(constants[reader.input[1]], scale.reshape(shape))
+        for clip in shared.clips:
+            clip.op_type = "Relu"
+            del clip.input[1:]
+        factors |= dict.fromkeys(shared.tensors, 1 / scale)
     return factors
+
+
+def _scale(
+    activations: NDArray[np.float64], readers: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
+) -> NDArray[np.float64]:
+    """Factor of each channel: float64 [C]."""
+    dense = [numpy_helper.to_array(constants[node.input[1]]) for node in readers if not _is_depthwise(node)]
+    scale = activations
+    if dense:
+        # Against the largest weight of the same output channel, which sets that channel's step.
+        shares = [
+            np.abs(weight) / np.maximum(np.abs(weight).max(axis=(1, 2, 3), keepdims=True), 1e-30) for weight in dense
+        ]
+        ranges = np.max([share.max(axis=(0, 2, 3)) for share in shares], axis=0)
+        scale = np.sqrt(activations / np.maximum(ranges, 1e-9))
+    scale = scale / np.exp(np.log(scale).mean())
+    clipped: NDArray[np.float64] = np.clip(scale, 1 / _MOST, _MOST)
+    return clipped
+
+
+class _Surroundings:
+    """Who writes and who reads each tensor of a graph."""
+
+    def __init__(self, graph: onnx.GraphProto, seen: Mapping[str, Statistics]) -> None:
+        self._seen = seen
+        self._constants = {each.name: each for each in graph.initializer}
+        self._ends = {each.name for each in (*graph.input, *graph.output)}
+        self._writer = {name: node for node in graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+
+    def around(self, start: str) -> tuple[set[str], SharedChannels | None]:
+        """All tensors whose channels `start` shares; and what scaling them takes, None where it cannot be done."""
+        tensors, waiting = {start}, [start]
+        writers: dict[str, onnx.NodeProto] = {}
+        readers: dict[str, onnx.NodeProto] = {}
+        clips: dict[str, onnx.NodeProto] = {}
+        able = True
+        while waiting:
+            name = waiting.pop()
+            writer = self._writer.get(name)
+            able &= writer is not None and name not in self._ends
+            if writer is not None and writer.op_type == "Conv":
+                able &= len(writer.input) > 2 and {*writer.input[1:3]} <= set(self._constants)
+                writers[writer.output[0]] = writer
+            for node in self._readers.get(name, ()):
+                if node.op_type == "Conv" and node.input[0] == name:
+                    able &= node.input[1] in self._constants and self._can_read(node)
+                    readers[node.output[0]] = node
+                    continue
+                linked = self._linked(node, name)
+                able &= bool(linked)
+                if node.op_type == "Clip" and linked:
+                    clips[node.output[0]] = node
+                waiting += [each for each in linked if each not in tensors]
+                tensors |= linked
+        products = [node for name in tensors for node in self._readers.get(name, ()) if node.op_type == "Mul"]
+        able &= all(len(tensors.intersection(node.input)) == 1 for node in products)
+        able &= any(name in self._seen for name in tensors) and bool(readers)
+        ends = (tuple(each.values()) for each in (writers, readers, clips))
+        return tensors, SharedChannels(tuple(sorted(tensors)), *ends) if able else None
+
+    def _linked(self, node: onnx.NodeProto, name: str) -> set[str]:
+        """The tensors that have to be scaled as `name` is, because `node` reads it; none where no scaling fits."""
+        if node.op_type == "Add":
+            return set() if self._constants.keys() & set(node.input) else {*node.input, *node.output}
+        if node.op_type in ("Relu", "GlobalAveragePool", "Mul"):
+            return {*node.output}
+        if node.op_type == "Clip" and node.input[0] == name and self._is_relu(node):
+            return {*node.output}
+        return set()
+
+    def _is_relu(self, clip: onnx.NodeProto) -> bool:
+        """Whether a Clip starts at 0 and never comes near its upper end."""
+        low, high = (self._constants.get(each) for each in (*clip.input[1:3], "", "")[:2])
+        seen = self._seen.get(clip.output[0])
+        if low is None or high is None or seen is None:
+            return False
+        return float(numpy_helper.to_array(low)) == 0 and seen.high < _FAR_FROM_CLIPPING * float(
+            numpy_helper.to_array(high)
+        )
+
+    def _can_read(self, node: onnx.NodeProto) -> bool:
+        """Whether it is dense or depthwise with one filter a channel, not something between."""
+        outputs, inputs = self._constants[node.input[1]].dims[:2]
+        return _groups(node) == 1 or (inputs == 1 and outputs == _groups(node))
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(helper.get_attribute_value(each)) for each in node.attribute if each.name == "group"), 1)
+
+
+def _is_depthwise(node: onnx.NodeProto) -> bool:
+    return _groups(node) > 1
 
 
 def _multiply(constant: onnx.TensorProto, factor: NDArray[np.float64]) -> None:

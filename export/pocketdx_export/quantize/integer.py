@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pocketdx_export.errors import ExportError
+from pocketdx_export.graph import copied
 from pocketdx_export.quantize.activations import GATE_READ, GATE_WRITTEN, integer_activations
+from pocketdx_export.quantize.biases import correct_biases
 from pocketdx_export.quantize.blocks import block_names, block_of_nodes
 from pocketdx_export.quantize.calibration import RANGES, Images, Statistics, observe
-from pocketdx_export.quantize.equalize import equalize, pairs
+from pocketdx_export.quantize.equalize import equalize, shared_channels
+from pocketdx_export.quantize.moments import Moments, input_moments
 from pocketdx_export.quantize.qdq import (
     Range,
     activations_of,
@@ -21,12 +24,10 @@ from pocketdx_export.quantize.qdq import (
     insert_qdq,
     integer_nodes,
 )
+from pocketdx_export.quantize.rounding import Rounder
 from pocketdx_export.quantize.weights import (
-    PAIR_LIMIT,
     WEIGHTED,
-    is_stored_int8,
     least_int8,
-    quantize_weight,
     store_weights_int8,
 )
 
@@ -47,6 +48,14 @@ class Recipe:
     equalized: bool = False
     corrected: bool = True
 
+    @property
+    def title(self) -> str:
+        """How it is made, but for the blocks."""
+        steps = [self.ranges]
+        steps += ["equalized"] if self.equalized else []
+        steps += [] if self.corrected else ["biases not corrected"]
+        return ", ".join(steps)
+
 
 class Quantizer:
     """Makes candidates of one float graph; the calibration images are run once.
@@ -54,12 +63,16 @@ class Quantizer:
     Args:
         model: the fp32 graph.
         calibration: images of the training split.
+        moments: of the inputs of `model`'s layers on these images, where they are known already.
 
     Raises:
         ExportError: the graph has no block that could compute in integers.
     """
 
-    def __init__(self, model: onnx.ModelProto, calibration: Images) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, calibration: Images, moments: Mapping[str, Moments] | None = None
+    ) -> None:
+        self._moments = moments
         self._calibration = calibration
         self.model = copied(model)
         normalise_by_channel(self.model)
@@ -73,24 +86,30 @@ class Quantizer:
         self._observed: dict[bool, _Observed] = {}
 
     @property
+    def moments(self) -> Mapping[str, Moments]:
+        """Of the inputs of the layers as they are, by the weight's name."""
+        return self._observe(False).moments
+
+    @property
     def can_equalize(self) -> bool:
         """Whether there are layers that equalisation can change."""
-        return bool(pairs(self.model.graph))
+        return bool(shared_channels(self.model.graph, self._observe(False).seen))
 
     def graph(self, recipe: Recipe) -> onnx.ModelProto:
         """The candidate: integer blocks in 8 bits, the others' weights stored in 8 bits and computed in float32."""
         observed = self._observe(recipe.equalized)
         model = copied(observed.model)
         if recipe.corrected:
-            correct_biases(model, self.blocks, recipe.integer, observed.seen, self._least)
+            chosen = {name for name, block in self.blocks.items() if block in recipe.integer}
+            correct_biases(model, chosen, observed.moments, observed.rounder, self._least)
         blocks, gates = integer_activations(model, self.blocks, recipe.integer)
         nodes = integer_nodes(model.graph, blocks, recipe.integer)
         ranges = observed.ranges[recipe.ranges]
         written = {
             name: GATE_WRITTEN if name in gates else ranges[name].scale() for name in activations_of(model.graph, nodes)
         }
-        insert_qdq(model, nodes, written, dict.fromkeys(gates, GATE_READ))
-        store_weights_int8(model, self._least)
+        insert_qdq(model, nodes, written, dict.fromkeys(gates, GATE_READ), observed.rounder)
+        store_weights_int8(model, self._least, observed.rounder)
         return model
 
     def border_sizes(self) -> tuple[int, ...]:
@@ -117,7 +136,9 @@ class Quantizer:
             seen = observe(model, sorted(tensors), self._calibration.pixels)
             ranges = {kind: self._narrowed({k: choose(v) for k, v in seen.items()}) for kind, choose in RANGES.items()}
             sizes = {name: each.size for name, each in seen.items()}
-            self._observed[equalized] = _Observed(model, seen, ranges, sizes)
+            known = None if equalized else self._moments
+            moments = known or input_moments(model, self._calibration.pixels)
+            self._observed[equalized] = _Observed(model, seen, ranges, sizes, moments, Rounder(moments))
         return self._observed[equalized]
 
     def _activation_ends(self) -> list[str]:
@@ -137,13 +158,8 @@ class _Observed:
     seen: Mapping[str, Statistics]
     ranges: Mapping[str, Mapping[str, Range]]
     sizes: Mapping[str, int]
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A deep copy."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
+    moments: Mapping[str, Moments]
+    rounder: Rounder
 
 
 def normalise_by_channel(model: onnx.ModelProto) -> None:
@@ -173,43 +189,3 @@ def normalise_by_channel(model: onnx.ModelProto) -> None:
         graph.node.insert(number, normalise)
         drop_unused(graph)
         return
-
-
-def correct_biases(
-    model: onnx.ModelProto,
-    blocks: Mapping[str, str],
-    chosen: Collection[str],
-    seen: Mapping[str, Statistics],
-    least: int,
-) -> None:
-    """Take back what rounding the weights adds to each channel in the mean (Nagel et al., 2019, section 4.2).
-
-    With W' the rounded weights, E[W'x] - E[Wx] = (W' - W) E[x]: the mean of each input channel over the calibration
-    images is known, so this costs no further run. Zero padding is left out of account.
-
-    Args:
-        model: float; changed in place.
-        blocks: of its nodes.
-        chosen: those that compute in integers.
-        seen: of the inputs of its layers.
-        least: as `store_weights_int8` has it for the weights of the other blocks.
-    """
-    constants = {each.name: each for each in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type not in WEIGHTED or len(node.input) < 3 or node.input[0] not in seen:
-            continue
-        if node.input[1] not in constants or node.input[2] not in constants:
-            continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        in_integers = blocks.get(node.name) in chosen
-        if not in_integers and not is_stored_int8(weight, least):
-            continue
-        limit = PAIR_LIMIT if in_integers else None
-        error = quantize_weight(weight, pair_limit=limit).dequantized().astype(np.float64) - weight
-        means = seen[node.input[0]].channel_means
-        per_input = error.reshape(len(error), error.shape[1], -1).sum(axis=2)  # [O, I of the group]
-        grouped = means.reshape(-1, error.shape[1])  # [groups, I of the group]
-        groups = np.repeat(np.arange(len(grouped)), len(error) // len(grouped))
-        shift = (per_input * grouped[groups]).sum(axis=1)
-        bias = constants[node.input[2]]
-        bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) - shift).astype(np.float32), bias.name))

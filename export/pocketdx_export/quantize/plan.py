@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,33 +63,45 @@ def plans(effects: Sequence[BlockEffect], steps: int = 24) -> tuple[tuple[str, .
     is in integers or not (dynamic programming with two states). Effects are taken as adding up; the candidates are
     measured as a whole afterwards.
     """
-    weights = [0.0, *np.geomspace(1e-6, 1e3, steps - 1)]
-    gains = max(1e-9, sum(abs(each.seconds) for each in effects))
-    total = max(1e-12, sum(each.damage for each in effects))
-    found = [_best(effects, weight * gains / total) for weight in weights]
-    return tuple(dict.fromkeys(each for each in found if each))
+    return tuple(dict.fromkeys(each for each in _least_costs(effects, steps) if each))
 
 
 def between(effects: Sequence[BlockEffect], gentle: Sequence[str], fast: Sequence[str]) -> tuple[str, ...] | None:
-    """A set between two others: the gentle one, and of what the fast one has beyond it the half that harms least.
+    """A set between two others: what the gentle one has, and about half of what the fast one has beyond it.
 
-    "Least" is damage for the seconds gained. None where the two are neighbours.
+    Of least cost, as `plans` are. Where those leave nothing between the two, the half that harms least for the seconds
+    gained. None where the two are neighbours.
     """
     more = [each for each in effects if each.name in fast and each.name not in gentle]
     if len(more) < 2:
         return None
+    fixed = {each.name: each.name in gentle for each in effects if each.name in gentle or each.name not in fast}
+    sizes = len(set(gentle) & {each.name for each in effects}), len(set(gentle) | set(fast))
+    found = [each for each in _least_costs(effects, 200, fixed) if sizes[0] < len(each) < sizes[1]]
+    if found:
+        return min(found, key=lambda each: abs(len(each) - sum(sizes) / 2))
     more.sort(key=lambda each: (each.seconds >= 0, each.damage / max(1e-9, -each.seconds)))
     chosen = {*gentle, *(each.name for each in more[: len(more) // 2])}
     return tuple(each.name for each in effects if each.name in chosen)
 
 
-def _best(effects: Sequence[BlockEffect], weight: float) -> tuple[str, ...]:
-    """The set of least cost at one weight."""
+def _least_costs(
+    effects: Sequence[BlockEffect], steps: int, fixed: Mapping[str, bool] | None = None
+) -> list[tuple[str, ...]]:
+    """The set of least cost at each of a range of weights of the damage; some blocks are `fixed` in integers or out."""
+    weights = [0.0, *np.geomspace(1e-6, 1e3, steps - 1)]
+    gains = max(1e-9, sum(abs(each.seconds) for each in effects))
+    total = max(1e-12, sum(each.damage for each in effects))
+    return [_best(effects, weight * gains / total, fixed or {}) for weight in weights]
+
+
+def _best(effects: Sequence[BlockEffect], weight: float, fixed: Mapping[str, bool]) -> tuple[str, ...]:
+    """The set of least cost at one weight; `fixed` says of some blocks whether they are in integers."""
     # For each state of the block before (False: float32): least cost so far, and the blocks chosen.
     states: dict[bool, tuple[float, tuple[str, ...]]] = {False: (0.0, ())}
     for each in effects:
         following: dict[bool, tuple[float, tuple[str, ...]]] = {}
-        for integer in (False, True):
+        for integer in (fixed[each.name],) if each.name in fixed else (False, True):
             own = each.seconds + weight * each.damage if integer else 0.0
             names = (each.name,) if integer else ()
             following[integer] = min(

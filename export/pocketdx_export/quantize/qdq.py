@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketdx_export.quantize.weights import PAIR_LIMIT, WEIGHTED, quantize_weight
+from pocketdx_export.quantize.weights import WEIGHTED, Rounding, by_itself, pairs_of
 
 # Those of the networks' nodes that onnxruntime has integer kernels for.
 INTEGER_OPS = frozenset({*WEIGHTED, "Add", "Mul", "GlobalAveragePool", "LeakyRelu"})
@@ -94,17 +94,19 @@ def insert_qdq(
     nodes: Collection[onnx.NodeProto],
     written: Mapping[str, Scale],
     read: Mapping[str, Scale] | None = None,
+    rounding: Rounding = by_itself,
 ) -> None:
     """Change `model` so that `nodes` (of its graph) compute in integers.
 
-    Activations are uint8, one scale for each tensor; weights int8, symmetric, per output channel, with `PAIR_LIMIT`;
-    biases int32. Outputs of the graph stay float32: 8 bits would tie logits that differ.
+    Activations are uint8, one scale for each tensor; weights int8, symmetric, per output channel, kept from saturating
+    (`Pairs`); biases int32. Outputs of the graph stay float32: 8 bits would tie logits that differ.
 
     Args:
         model: changed in place.
         nodes: as `integer_nodes` gives them.
         written: scales of at least the tensors that `activations_of` gives.
         read: scales of those whose integers are to be read in another than they were written in.
+        rounding: of the weights.
     """
     graph = model.graph
     constants = {each.name: each for each in graph.initializer}
@@ -119,7 +121,7 @@ def insert_qdq(
             if name in reading and (node.name in wanted or name in results):
                 node.input[place] = f"{name}.dq"
     for node in [each for each in graph.node if each.name in wanted and each.op_type in WEIGHTED]:
-        _quantize_weights(graph, node, constants, reading)
+        _quantize_weights(graph, node, constants, reading, rounding)
     for name in tensors:
         for kind, scale in {"w": written[name], "r": reading[name]}.items():
             graph.initializer.append(numpy_helper.from_array(np.array(scale.step, np.float32), f"{name}.{kind}s"))
@@ -137,10 +139,12 @@ def _quantize_weights(
     node: onnx.NodeProto,
     constants: Mapping[str, TensorProto],
     scales: Mapping[str, Scale],
+    rounding: Rounding,
 ) -> None:
     """Weights and bias of one node as constants in integers, and what makes floats of them."""
     name = node.input[1]
-    quantized = quantize_weight(numpy_helper.to_array(constants[name]), pair_limit=PAIR_LIMIT)
+    weight = numpy_helper.to_array(constants[name])
+    quantized = rounding(name, weight, pairs_of(node, weight))
     zeros = np.zeros(len(quantized.scales), np.int8)
     _add_dequantized(graph, name, quantized.values, quantized.scales, zeros)
     node.input[1] = f"{name}.dq"

@@ -11,18 +11,18 @@ import onnx
 
 from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.budget import Budget
+from pocketdx_export.quantize.build_w8 import stored
 from pocketdx_export.quantize.calibration import RANGES
-from pocketdx_export.quantize.integer import Quantizer, Recipe, copied
+from pocketdx_export.quantize.integer import Quantizer, Recipe
 from pocketdx_export.quantize.plan import BlockEffect, between, block_effects, plans
 from pocketdx_export.quantize.trial import Decisions, Judge, Timer, ratio
-from pocketdx_export.quantize.weights import store_weights_int8
 
 # Measured as a whole: enough for a frontier, few enough for a minute.
 _MOST_CANDIDATES = 10
 _ROUNDS_ALONE = 15
 _ROUNDS = 25
 # Halvings between the fastest that holds the budget and the next that does not.
-_REFINEMENTS = 4
+_REFINEMENTS = 6
 # Two latencies nearer than this are not told apart on a busy machine.
 SAME_SPEED = 0.02
 
@@ -148,7 +148,7 @@ def search(
     trials.measure(blocks)
     for _ in range(_REFINEMENTS):
         nearer = _nearer(trials.candidates, effects)
-        if nearer is None or nearer in trials.known:
+        if nearer is None:
             break
         trials.measure([nearer])
     chosen = _fastest([each for each in trials.candidates if each.recipe and each.holds])
@@ -172,19 +172,17 @@ class _Trials:
     graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
 
     @property
-    def known(self) -> set[tuple[str, ...]]:
+    def sets(self) -> set[tuple[str, ...]]:
         """The sets of integer blocks that were measured."""
         return {each.recipe.integer for each in self.candidates if each.recipe}
 
     def measure(self, sets: Sequence[tuple[str, ...]]) -> None:
         """Add a candidate for each set of integer blocks; timed together, the first time beside w8."""
-        first = 1 + len(self.known)
+        first = 1 + len(self.sets)
         recipes = {f"int8-{n}": replace(self.base, integer=blocks) for n, blocks in enumerate(sets, start=first)}
         models = {name: self.quantizer.graph(recipe) for name, recipe in recipes.items()}
         if not self.candidates:
-            small = copied(self.fp32)
-            store_weights_int8(small)
-            models = {"fp32": self.fp32, "w8": small, **models}
+            models = {"fp32": self.fp32, "w8": stored(self.fp32, self.quantizer.moments), **models}
         self.graphs |= models
         seconds = self.timer({"fp32": self.fp32, **models}, self.size, _ROUNDS)
         for name, model in models.items():
@@ -202,16 +200,20 @@ class _Trials:
 
 
 def _nearer(candidates: Sequence[Candidate], effects: Sequence[BlockEffect]) -> tuple[str, ...] | None:
-    """Blocks between the fastest candidate that holds the budget and the nearest of the faster ones that do not."""
+    """Blocks between the fastest candidate that holds the budget and the nearest of the faster ones that do not.
+
+    Not yet tried; where there are none, between it and the next nearest.
+    """
     tried = [each for each in candidates if each.recipe]
     holding = max((each for each in tried if each.holds), key=lambda each: each.speed, default=None)
     gentle = holding.recipe.integer if holding and holding.recipe else ()
     faster = [each for each in tried if not each.holds and (holding is None or each.speed > holding.speed)]
-    if not faster:
-        return None
-    failing = min(faster, key=lambda each: each.decisions.error)
-    assert failing.recipe is not None
-    return between(effects, gentle, failing.recipe.integer)
+    known = {each.recipe.integer for each in tried if each.recipe}
+    for failing in sorted(faster, key=lambda each: each.decisions.error):
+        found = between(effects, gentle, failing.recipe.integer) if failing.recipe else None
+        if found is not None and found not in known:
+            return found
+    return None
 
 
 def _best_recipe(quantizer: Quantizer, judge: Judge) -> tuple[Recipe, tuple[tuple[str, float], ...]]:
@@ -223,15 +225,14 @@ def _best_recipe(quantizer: Quantizer, judge: Judge) -> tuple[Recipe, tuple[tupl
         tried.append((name, value))
         return value
 
-    recipes = [Recipe(quantizer.names, ranges=kind) for kind in RANGES]
-    errors = [error(each, each.ranges) for each in recipes]
-    best = recipes[int(np.argmin(errors))]
-    changes = [("biases not corrected", replace(best, corrected=False))]
-    if quantizer.can_equalize:
-        changes.insert(0, ("equalized", replace(best, equalized=True)))
-    least = min(errors)
-    for name, changed in changes:
-        found = error(changed, f"{best.ranges}, {name}")
+    best = Recipe(quantizer.names)
+    least = error(best, best.ranges)
+    # Equalisation first: it takes away the outliers for whose sake ranges would be cut.
+    changes: list[dict[str, Any]] = [{"equalized": True}] if quantizer.can_equalize else []
+    changes += [{"ranges": kind} for kind in RANGES if kind != best.ranges]
+    for change in [*changes, {"corrected": False}]:
+        changed = replace(best, **change)
+        found = error(changed, changed.title)
         if found < least:
             best, least = changed, found
     return best, tuple(tried)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import onnx
@@ -11,15 +12,39 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 WEIGHTED = ("Conv", "Gemm")
-# Two products of an unsigned 8-bit activation with these add up to at most 255 * 128 = 32640, which 16 bits hold.
-PAIR_LIMIT = 128
 # Below it a weight is float32 instead of float16: the nodes cost what the numbers save.
 _LEAST_FP16 = 256
 # Of the float graph's size that a graph with weights in int8 is to have at most, nodes not counted: they add 0.003.
 _SHARE_INT8 = 0.295
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class Pairs(Enum):
+    """Which two products the integer kernels of x86 without VNNI add in 16 bits, where they saturate.
+
+    Two products of an unsigned 8-bit activation with weights whose magnitudes add up to `PAIR_LIMIT` come to at most
+    255 * 128 = 32640, which 16 bits hold. The kernels multiply with `vpmaddubsw`, which adds neighbours in memory.
+    """
+
+    NONE = "none"
+    """No two: nothing is computed in integers, or in more than 16 bits, as depthwise convolutions are."""
+    NEIGHBOURS = "neighbours"
+    """Inputs 0 and 1, 2 and 3, ...: where each output is a product of two rows (1 x 1 convolutions, linear layers)."""
+    ANY = "any"
+    """Unknown which: larger filters, whose inputs are gathered in an order of the kernel's own."""
+
+
+def pairs_of(node: onnx.NodeProto, weight: Floats) -> Pairs:
+    """Those of a layer that computes in integers."""
+    if any(each.name == "group" and each.i > 1 for each in node.attribute):
+        return Pairs.NONE
+    return Pairs.NEIGHBOURS if weight[0, 0].size == 1 else Pairs.ANY
+
+
+PAIR_LIMIT = 128
 
 
 @dataclass(frozen=True)
@@ -40,42 +65,66 @@ class QuantizedWeight:
         return self.values.astype(np.float32) * self.scales.reshape(shape)
 
 
-def quantize_weight(weight: Floats, *, pair_limit: int | None = None, search: bool = True) -> QuantizedWeight:
+Rounding = Callable[[str, Floats, Pairs], QuantizedWeight]
+"""From a weight's name, its numbers [O, ...] and the pairs that must not saturate to integers."""
+
+
+def by_itself(_name: str, weight: Floats, pairs: Pairs) -> QuantizedWeight:
+    """The `Rounding` that looks at nothing but the weight."""
+    return quantize_weight(weight, pairs)
+
+
+def quantize_weight(weight: Floats, pairs: Pairs = Pairs.NONE, *, search: bool = True) -> QuantizedWeight:
     """Symmetric int8, one scale for each output channel.
 
     Args:
         weight: float32 [O, ...]; a channel is one index of the first axis.
-        pair_limit: the largest sum of the magnitudes of any two integers of a channel. x86 without VNNI adds two
-            8-bit products in 16 bits and saturates there; with `PAIR_LIMIT` no two products can, whichever two a kernel
-            pairs. That is onnxruntime's `reduce_range` (7-bit weights), but for channels with a single large weight,
-            which lose less.
+        pairs: of which the magnitudes add up to at most `PAIR_LIMIT`. onnxruntime's `reduce_range` is the same for 7
+            bits throughout; here a channel loses the less the fewer large weights it has in pairs.
         search: choose each channel's scale by the least squared error, from 0.8 of the largest magnitude up; a few
             outermost weights are then clipped. Else by the largest magnitude.
 
-    Without a pair limit, the rounding errors of a channel are made to add up to nothing (`balanced`).
+    Where no pairs are limited, the rounding errors of a channel are made to add up to nothing (`balanced`).
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
+    scales, values = candidates(rows, pairs, np.linspace(1.0, 0.8, 11) if search else (1.0,))
+    best = ((values * scales - rows) ** 2).sum(axis=2).argmin(axis=0)
+    channels = np.arange(len(rows))
+    scale, whole = scales[best, channels], values[best, channels]
+    if pairs is Pairs.NONE:
+        whole = balanced(whole, rows / scale)
+    return QuantizedWeight(whole.reshape(weight.shape).astype(np.int8), scale[:, 0].astype(np.float32))
+
+
+def candidates(rows: Doubles, pairs: Pairs, factors: Sequence[float] | Doubles) -> tuple[Doubles, Doubles]:
+    """Scales float64 [F, O, 1] and integers [F, O, I] within the limits, for float64 [O, I] weights.
+
+    At factor 1 no weight is clipped; below, those beyond the factor times the channel's largest are.
+    """
     largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30)  # a channel of zeros has a scale, too
-    most = 127 if pair_limit is None else min(127, pair_limit - 1)
-    best_error = np.full((len(rows), 1), np.inf)
-    best_scale, best_values = largest / most, np.zeros_like(rows)
-    for factor in np.linspace(1.0, 0.8, 11) if search else (1.0,):
+    scales, values = [], []
+    for factor in factors:
         clipped = np.clip(rows, -largest * factor, largest * factor)
-        scale = largest * factor / most
-        if pair_limit is not None and rows.shape[1] > 1:
-            pairs = np.partition(np.abs(clipped), -2, axis=1)[:, -2:].sum(axis=1, keepdims=True)
-            scale = np.maximum(scale, pairs / (pair_limit - 1))  # rounding may add half to each of the two
-        values = np.rint(clipped / scale)
-        error = ((values * scale - rows) ** 2).sum(axis=1, keepdims=True)
-        better = error < best_error
-        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
-        best_values = np.where(better, values, best_values)
-    if pair_limit is None:
-        best_values = balanced(best_values, rows / best_scale)
-    return QuantizedWeight(best_values.reshape(weight.shape).astype(np.int8), best_scale[:, 0].astype(np.float32))
+        # Rounding may add half to each of the two.
+        scale = np.maximum(largest * factor / 127, _largest_pair(np.abs(clipped), pairs) / (PAIR_LIMIT - 1))
+        scales.append(scale)
+        values.append(np.rint(clipped / scale))
+    return np.stack(scales), np.stack(values)
 
 
-def balanced(values: NDArray[np.float64], exact: NDArray[np.float64]) -> NDArray[np.float64]:
+def _largest_pair(magnitudes: Doubles, pairs: Pairs) -> Doubles:
+    """The largest sum of two that are paired, float64 [O, 1], for [O, I] magnitudes."""
+    if pairs is Pairs.NONE or magnitudes.shape[1] < 2:
+        return np.zeros((len(magnitudes), 1))
+    if pairs is Pairs.ANY:
+        first = np.partition(magnitudes, -2, axis=1)[:, -2:].sum(axis=1, keepdims=True)
+    else:
+        even = magnitudes.shape[1] // 2 * 2
+        first = magnitudes[:, :even].reshape(len(magnitudes), -1, 2).sum(axis=2).max(axis=1, keepdims=True)
+    return np.asarray(first, np.float64)
+
+
+def balanced(values: Doubles, exact: Doubles) -> Doubles:
     """Whole numbers whose errors add up to at most a half in each row: a few are rounded to the other side.
 
     The inputs of most layers are not negative (ReLU, HardSwish, pooled maps), so errors that add up move the whole
@@ -121,7 +170,7 @@ def least_int8(model: onnx.ModelProto) -> int:
     return next((size for size in sizes if share(size) <= _SHARE_INT8), 0)
 
 
-def store_weights_int8(model: onnx.ModelProto, least: int | None = None) -> None:
+def store_weights_int8(model: onnx.ModelProto, least: int | None = None, rounding: Rounding = by_itself) -> None:
     """Change `model` so that its weights are stored small and become float32 again when it is loaded.
 
     Large weights are int8 per channel. Those of depthwise convolutions and other small ones are float16: they are a few
@@ -134,6 +183,7 @@ def store_weights_int8(model: onnx.ModelProto, least: int | None = None) -> None
     Args:
         model: changed in place.
         least: from how many numbers on a weight is int8; `least_int8` of the model by default.
+        rounding: of those.
     """
     least = least_int8(model) if least is None else least
     for name in list(weight_names(model.graph)):
@@ -142,7 +192,7 @@ def store_weights_int8(model: onnx.ModelProto, least: int | None = None) -> None
         if not is_stored_int8(array, least):
             _store_fp16(model.graph, weight, array)
             continue
-        quantized = quantize_weight(array)
+        quantized = rounding(name, array, Pairs.NONE)
         shape = (-1, *(1,) * (array.ndim - 1))
         _replace(
             model.graph,
