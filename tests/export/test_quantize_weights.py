@@ -306,6 +306,32 @@ class TestEqualization:
         assert all("b1" not in each.tensors for each in shared)
         assert any("sum" in each.tensors for each in shared)
 
+    def test_what_comes_from_something_not_linear_is_left_alone(
+        self, stage: onnx.ModelProto, pixels: np.ndarray
+    ) -> None:
+        """A residual sum takes in what an activation gives: the convolution before a ReLU is scaled, too."""
+        before = self.seen(stage, pixels)
+        extra = [conv("x", "g1", "g"), helper.make_node("HardSwish", ["g1"], ["g2"], "g2")]
+        addition = next(node for node in stage.graph.node if node.name == "sum")
+        addition.input[1] = "g2"
+        rng = np.random.default_rng(13)
+        for name, value in {"g": rng.normal(size=(4, 3, 1, 1)) / 300, "g_bias": np.ones(4)}.items():
+            stage.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+        place = list(stage.graph.node).index(addition)
+        for node in reversed(extra):
+            stage.graph.node.insert(place, node)
+        for kind, scaled in (("HardSwish", False), ("Relu", True)):
+            next(node for node in stage.graph.node if node.name == "g2").op_type = kind
+            shared = shared_channels(stage.graph, before)
+            found = [each for each in shared if "sum" in each.tensors]
+            assert bool(found) is scaled
+            if found:
+                assert {"e1", "g1"} == {writer.name for writer in found[0].writers}
+        expected = opened(stage).run(["y"], {"image": pixels})[0]
+        equalize(stage, self.seen(stage, pixels))
+        after = opened(stage).run(["y"], {"image": pixels})[0]
+        np.testing.assert_allclose(after, expected, atol=1e-4 * np.abs(expected).max())
+
     def test_a_relu6_is_a_relu_only_far_from_6(self, stage: onnx.ModelProto, pixels: np.ndarray) -> None:
         near = float(self.seen(stage, pixels)["a2"].high)
         six = next(each for each in stage.graph.initializer if each.name == "six")

@@ -129,45 +129,54 @@ class _Surroundings:
             name = waiting.pop()
             writer = self._writer.get(name)
             able &= writer is not None and name not in self._ends
+            linked: set[str] = set()
             if writer is not None and writer.op_type == "Conv":
                 able &= len(writer.input) > 2 and {*writer.input[1:3]} <= set(self._constants)
                 writers[writer.output[0]] = writer
+            elif writer is not None:
+                linked = self._linked(writer)
+                able &= bool(linked)
             for node in self._readers.get(name, ()):
                 if node.op_type == "Conv" and node.input[0] == name:
                     able &= node.input[1] in self._constants and self._can_read(node)
                     readers[node.output[0]] = node
                     continue
-                linked = self._linked(node, name)
-                able &= bool(linked)
-                if node.op_type == "Clip" and linked:
+                more = self._linked(node)
+                able &= bool(more)
+                linked |= more
+                if node.op_type == "Clip":
                     clips[node.output[0]] = node
-                waiting += [each for each in linked if each not in tensors]
-                tensors |= linked
-        products = [node for name in tensors for node in self._readers.get(name, ()) if node.op_type == "Mul"]
-        able &= all(len(tensors.intersection(node.input)) == 1 for node in products)
+            waiting += sorted(linked - tensors)
+            tensors |= linked
+        # Of two factors one is scaled: of none, nothing would be; of both, the product would be twice.
+        products = {node.output[0]: node for name in tensors for node in self._beside(name) if node.op_type == "Mul"}
+        able &= all(len(tensors.intersection(node.input)) == 1 for node in products.values())
         able &= any(name in self._seen for name in tensors) and bool(readers)
         ends = (tuple(each.values()) for each in (writers, readers, clips))
         return tensors, SharedChannels(tuple(sorted(tensors)), *ends) if able else None
 
-    def _linked(self, node: onnx.NodeProto, name: str) -> set[str]:
-        """The tensors that have to be scaled as `name` is, because `node` reads it; none where no scaling fits."""
+    def _beside(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read or write a tensor."""
+        writer = self._writer.get(name)
+        return [*self._readers.get(name, ()), *([] if writer is None else [writer])]
+
+    def _linked(self, node: onnx.NodeProto) -> set[str]:
+        """The tensors of a node between two layers that are scaled alike; none where no scaling fits."""
         if node.op_type == "Add":
             return set() if self._constants.keys() & set(node.input) else {*node.input, *node.output}
-        if node.op_type in ("Relu", "GlobalAveragePool", "Mul"):
-            return {*node.output}
-        if node.op_type == "Clip" and node.input[0] == name and self._is_relu(node):
+        if node.op_type in ("Relu", "GlobalAveragePool") or (node.op_type == "Clip" and self._is_relu(node)):
+            return {node.input[0], *node.output}
+        if node.op_type == "Mul":  # which of its inputs it is shows elsewhere
             return {*node.output}
         return set()
 
     def _is_relu(self, clip: onnx.NodeProto) -> bool:
         """Whether a Clip starts at 0 and never comes near its upper end."""
-        low, high = (self._constants.get(each) for each in (*clip.input[1:3], "", "")[:2])
         seen = self._seen.get(clip.output[0])
-        if low is None or high is None or seen is None:
+        if seen is None or len(clip.input) < 3 or not {*clip.input[1:3]} <= set(self._constants):
             return False
-        return float(numpy_helper.to_array(low)) == 0 and seen.high < _FAR_FROM_CLIPPING * float(
-            numpy_helper.to_array(high)
-        )
+        low, high = (float(numpy_helper.to_array(self._constants[each])) for each in clip.input[1:3])
+        return low == 0 and seen.high < _FAR_FROM_CLIPPING * high
 
     def _can_read(self, node: onnx.NodeProto) -> bool:
         """Whether it is dense or depthwise with one filter a channel, not something between."""
