@@ -6,6 +6,8 @@ import io
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from pocketdx_export.quantize.search import Candidate, Search
 
 _HOLDS, _OVER, _OTHER = "#1b7837", "#b2182b", "#4d4d4d"
@@ -16,30 +18,35 @@ def frontier(found: Search) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(10, 4.4), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, title, values in (
-        (axes[0], "speed (fp32 = 1; right is faster)", [each.speed for each in found.candidates]),
-        (axes[1], "size (fp32 = 1; left is smaller)", [each.size for each in found.candidates]),
-    ):
-        axis.axhline(found.budget.agreement * 100, color=_OVER, linewidth=0.8, linestyle="--")
-        for each, value in zip(found.candidates, values, strict=True):
-            share = 100 * each.decisions.lowest_agreement
-            marker = "*" if each.name == found.chosen else "o" if each.recipe else "s"
-            axis.scatter(value, share, color=_colour(each), marker=marker, s=140 if marker == "*" else 40, zorder=3)
-            axis.annotate(each.name, (value, share), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axis.set_xlabel(title)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("same top-1 as fp32, %\n(the lower of counted and expected)")
+    speed, size = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    _panel(speed, found, "speed (fp32 = 1; right is faster)", [each.speed for each in found.candidates])
+    _panel(size, found, "size (fp32 = 1; left is smaller)", [each.size for each in found.candidates], candidates=False)
+    speed.set_ylabel("same top-1 as fp32, %\n(the lower of counted and surely expected)")
     figure.suptitle(
-        f"int8 candidates: budget {found.budget} (dashed); green holds it, red does not, grey is another precision, "
-        "star is chosen",
+        f"int8 candidates by number. Budget {found.budget} (dashed); green holds it, red does not, star is chosen",
         fontsize=9,
     )
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _panel(axis: Axes, found: Search, title: str, values: list[float], *, candidates: bool = True) -> None:
+    """The candidates at `values`; named, or only the chosen one and the other precisions."""
+    axis.axhline(found.budget.agreement * 100, color=_OVER, linewidth=0.8, linestyle="--")
+    for each, value in zip(found.candidates, values, strict=True):
+        share = 100 * each.decisions.lowest_agreement
+        chosen = each.name == found.chosen
+        marker = "*" if chosen else "o" if each.recipe else "s"
+        axis.scatter(value, share, color=_colour(each), marker=marker, s=140 if chosen else 40, zorder=3)
+        if candidates or chosen or each.recipe is None:
+            name = each.name.removeprefix("int8-")
+            axis.annotate(name, (value, share), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
+    axis.set_xlabel(title)
+    axis.margins(0.08)
+    axis.grid(alpha=0.3)
 
 
 def _colour(candidate: Candidate) -> str:
