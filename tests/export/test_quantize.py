@@ -305,3 +305,19 @@ def test_fine_tuning_brings_8_bits_nearer_to_the_network_and_leaves_it_as_it_was
     assert len(errors) == 4
     assert min(errors[1:]) < errors[0]  # which is that of rounding alone
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tuned.modules())
+
+
+@pytest.mark.slow
+def test_fine_tuning_that_lessens_nothing_leaves_the_weights_as_they_were(run: Run, images: RunImages) -> None:
+    pytest.importorskip("torchao")
+    import torch
+
+    from pocketdx_export.quantize.qat import FineTuning, fine_tune, folded
+
+    network = run.network()
+    lines: list[str] = []
+    settings = FineTuning(steps=2, batch=8, lr=0.3, checks=2)
+    tuned = fine_tune(network, images.split("train").pixels, images.split("val").pixels, settings, lines.append)
+    assert "did not lessen the error" in lines[-1]
+    expected = folded(network).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in tuned.state_dict().items())

@@ -10,6 +10,7 @@ what is exported. The fine-tuned weights then go through the same search as any.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,7 +89,7 @@ def fine_tune(
     Args:
         network: in evaluation mode; left as it is.
         train: uint8 [N, S, S, 3].
-        validation: uint8 [M, S, S, 3]; chooses among the checks.
+        validation: uint8 [M, S, S, 3]; chooses among the checks and the weights as they were.
         settings: see `FineTuning`.
         say: called with a line at each check.
 
@@ -104,7 +105,8 @@ def fine_tune(
     _settle_ranges(program, teacher, train, settings, rng)
     before = _error(program, teacher, validation, settings.batch)
     say(f"int8: fine-tuning, step 0 of {settings.steps}: error in logits {before:.4f} on validation")
-    best, least = None, float("inf")
+    best, least = _weights(program), before
+    errors: list[float] = []
     every = max(1, settings.steps // settings.checks)
     for step in range(1, settings.steps + 1):
         pixels = _mixed(_drawn(train, settings.batch, rng), rng)
@@ -116,15 +118,23 @@ def fine_tune(
         if step % every == 0 or step == settings.steps:
             error = _error(program, teacher, validation, settings.batch)
             say(f"int8: fine-tuning, step {step} of {settings.steps}: error in logits {error:.4f} on validation")
+            errors.append(error)
             if error < least:
-                best, least = {name: value.detach().clone() for name, value in program.named_parameters()}, error
-    if best is None:
+                best, least = _weights(program), error
+    if not any(map(math.isfinite, errors)):
         raise ExportError("int8: fine-tuning diverged; its answers are not finite")
+    if least == before:
+        say("int8: fine-tuning did not lessen the error; the weights stay as they were")
     body = _Body(student)
     with torch.no_grad():
         for name, parameter in body.named_parameters():
             parameter.copy_(best[name])
     return student.eval()
+
+
+def _weights(program: Any) -> dict[str, torch.Tensor]:
+    """A copy of its parameters by name."""
+    return {name: value.detach().clone() for name, value in program.named_parameters()}
 
 
 class _Body(nn.Module):
