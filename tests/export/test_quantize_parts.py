@@ -17,13 +17,14 @@ from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
 from pocketdx_export.quantize.calibration import Statistics, least_error_range, minmax_range, percentile_range
 from pocketdx_export.quantize.plan import BlockEffect, between, block_effects, plans
 from pocketdx_export.quantize.qdq import Range, insert_qdq
+from pocketdx_export.quantize.rounding import Rounder
 from pocketdx_export.quantize.trial import flip_chances
 
 
 class TestRanges:
     def seen(self, values: np.ndarray) -> Statistics:
         counts, _ = np.histogram(values, 2048, (values.min(), values.max()))
-        return Statistics(float(values.min()), float(values.max()), counts, np.zeros(1), np.zeros(1), 1)
+        return Statistics(float(values.min()), float(values.max()), counts, np.zeros(1), 1)
 
     def test_zero_is_exact_in_every_range(self) -> None:
         for low, high in [(-1.3, 5.1), (0.4, 2.0), (-3.0, -1.0), (0.0, 0.0)]:
@@ -80,7 +81,7 @@ class TestIntegerActivations:
         nodes = [node for node in model.graph.node if node.name != "end" and node.op_type != "Add"]
         ranges = {"x": Range(-6, 6), "c": Range(-3, 6), "a": Range(-0.4, 6)}
         written = {name: each.scale() for name, each in ranges.items()} | dict.fromkeys(gates, GATE_WRITTEN)
-        insert_qdq(model, nodes, written, dict.fromkeys(gates, GATE_READ))
+        insert_qdq(model, nodes, written, Rounder(), dict.fromkeys(gates, GATE_READ))
         onnx.checker.check_model(model, full_check=True)
         options = onnxruntime.SessionOptions()
         if not optimize:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketdx_export.graph import copied
 from pocketdx_export.quantize.biases import correct_biases
 from pocketdx_export.quantize.calibration import Statistics, observe
 from pocketdx_export.quantize.equalize import equalize, shared_channels
@@ -197,8 +198,7 @@ class TestMoments:
         moments = input_moments(model, pixels)
         errors = []
         for known in ({}, moments):
-            changed = onnx.ModelProto()
-            changed.CopyFrom(model)
+            changed = copied(model)
             correct_biases(changed, {"y"}, known, Rounder(), least=0)
             rounded = quantize_weight(weights["w"].astype(np.float32), Pairs.NEIGHBOURS).dequantized()
             next(each for each in changed.graph.initializer if each.name == "w").CopyFrom(
@@ -234,7 +234,7 @@ class TestKernels:
         model = network(*nodes, weights=weights, side=6)
         wanted = [node for node in model.graph.node if node.name == "y"]
         assert pairs_of(wanted[0], weight) is (Pairs.NONE if group > 1 else Pairs.NEIGHBOURS)
-        insert_qdq(model, wanted, {"inner": Scale(1.0, 0)})
+        insert_qdq(model, wanted, {"inner": Scale(1.0, 0)}, Rounder())
         pixels = np.full((1, 6, 6, 3), 255, np.uint8)
         fast, exact = (opened(model, safe=safe).run(["y"], {"image": pixels})[0] for safe in (False, True))
         assert exact.max() > 255 * 100

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pocketdx_export.deploy import DeployModule
-from pocketdx_export.graph import to_onnx
+from pocketdx_export.graph import copied, to_onnx
 from pocketdx_export.parity.report import Jump, Statistics
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.manifest import Manifest
@@ -55,8 +55,7 @@ def every_tensor(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]]) -> li
         model: left as it is.
         feed: by input name.
     """
-    kept = onnx.ModelProto()
-    kept.CopyFrom(model)
+    kept = copied(model)
     given = {each.name for each in kept.graph.initializer} | {each.name for each in kept.graph.input}
     nodes = {output: node for node in kept.graph.node for output in node.output if output}
     del kept.graph.output[:]

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from pocketdx_export.errors import ExportError
 from pocketdx_export.quantize.qdq import Range
-from pocketdx_export.quantize.sessions import opened
+from pocketdx_export.quantize.sessions import watching
 from pocketdx_train.cache import Decoded, decode_once, default_cache_folder
 from pocketdx_train.run import Run
 from pocketdx_train.sources import open_source
@@ -25,7 +24,6 @@ SEED = 0
 MOST_IMAGES = 256
 LEAST_PER_CLASS = 8
 _BINS = 2048
-_BATCH = 8
 # One value in so many goes into the histograms of large maps; ends are exact.
 _STRIDE = 7
 
@@ -55,7 +53,6 @@ class Statistics:
     Attributes:
         low, high: ends.
         counts: int64 [bins], a histogram between the ends.
-        channel_means: float64 [C], where it has channels.
         channel_highs: float64 [C], largest magnitude of each channel.
         size: values for one picture.
     """
@@ -63,7 +60,6 @@ class Statistics:
     low: float
     high: float
     counts: NDArray[np.int64]
-    channel_means: NDArray[np.float64]
     channel_highs: NDArray[np.float64]
     size: int
 
@@ -154,21 +150,9 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], pixels: Pixels) ->
         tensors: names of activations in it.
         pixels: uint8 [N, S, S, 3].
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    present = {each.name for each in watched.graph.output}
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors if name not in present)
-    session = opened(watched)
     names = list(tensors)
-
-    def each_batch(see: Callable[[str, NDArray[np.float32]], None]) -> None:
-        for start in range(0, len(pixels), _BATCH):
-            answers = session.run(names, {"image": pixels[start : start + _BATCH]})
-            for name, answer in zip(names, answers, strict=True):
-                see(name, answer)
-
+    batches = watching(model, names)
     ends: dict[str, tuple[float, float]] = {}
-    sums: dict[str, NDArray[np.float64]] = {}
     highs: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
 
@@ -177,7 +161,6 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], pixels: Pixels) ->
         ends[name] = (min(low, float(values.min())), max(high, float(values.max())))
         rows = values.reshape(*values.shape[:2], -1)
         sizes[name] = values[0].size
-        sums[name] = sums.get(name, np.zeros(values.shape[1])) + rows.mean(axis=2, dtype=np.float64).sum(axis=0)
         highs[name] = np.maximum(highs.get(name, 0.0), np.abs(rows).max(axis=(0, 2)))
 
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
@@ -189,12 +172,11 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], pixels: Pixels) ->
         places = ((chosen - low) * (_BINS / max(high - low, 1e-12))).astype(np.int64)
         counts[name] += np.bincount(np.minimum(places, _BINS - 1), minlength=_BINS)
 
-    each_batch(see_ends)
-    each_batch(see_values)
-    return {
-        name: Statistics(*ends[name], counts[name], sums[name] / len(pixels), highs[name], sizes[name])
-        for name in names
-    }
+    for see in (see_ends, see_values):
+        for batch in batches(pixels):
+            for name, values in batch.items():
+                see(name, values)
+    return {name: Statistics(*ends[name], counts[name], highs[name], sizes[name]) for name in names}
 
 
 def minmax_range(seen: Statistics) -> Range:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from pocketdx_export.quantize.calibration import Statistics
+from pocketdx_export.quantize.weights import groups_of
 
 # Factors beyond it would blow up channels that are next to silent.
 _MOST = 32.0
@@ -181,15 +182,11 @@ class _Surroundings:
     def _can_read(self, node: onnx.NodeProto) -> bool:
         """Whether it is dense or depthwise with one filter a channel, not something between."""
         outputs, inputs = self._constants[node.input[1]].dims[:2]
-        return _groups(node) == 1 or (inputs == 1 and outputs == _groups(node))
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((int(helper.get_attribute_value(each)) for each in node.attribute if each.name == "group"), 1)
+        return groups_of(node) == 1 or (inputs == 1 and outputs == groups_of(node))
 
 
 def _is_depthwise(node: onnx.NodeProto) -> bool:
-    return _groups(node) > 1
+    return groups_of(node) > 1
 
 
 def _multiply(constant: onnx.TensorProto, factor: NDArray[np.float64]) -> None:

@@ -108,7 +108,7 @@ class Quantizer:
         written = {
             name: GATE_WRITTEN if name in gates else ranges[name].scale() for name in activations_of(model.graph, nodes)
         }
-        insert_qdq(model, nodes, written, dict.fromkeys(gates, GATE_READ), observed.rounder)
+        insert_qdq(model, nodes, written, observed.rounder, dict.fromkeys(gates, GATE_READ))
         store_weights_int8(model, self._least, observed.rounder)
         return model
 

@@ -13,10 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from pocketdx_export.quantize.sessions import opened
-from pocketdx_export.quantize.weights import WEIGHTED
+from pocketdx_export.quantize.sessions import watching
+from pocketdx_export.quantize.weights import WEIGHTED, groups_of
 
-_BATCH = 8
 # Positions of a map taken from each picture: neighbours hardly differ, so more says little more.
 _POSITIONS = 64
 # Towards equal variances, however many images there are: an input that never varied must not take over any error.
@@ -66,18 +65,12 @@ def input_moments(model: onnx.ModelProto, pixels: NDArray[np.uint8], seed: int =
     """
     constants = {each.name: tuple(each.dims) for each in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in constants]
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    names = list(dict.fromkeys(node.input[0] for node in layers))
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    session = opened(watched)
+    batches = watching(model, list(dict.fromkeys(node.input[0] for node in layers)))
     rng = np.random.Generator(np.random.PCG64(seed))
     sums: dict[str, _Sum] = {node.input[1]: _Sum() for node in layers}
-    for start in range(0, len(pixels), _BATCH):
-        answers = dict(zip(names, session.run(names, {"image": pixels[start : start + _BATCH]}), strict=True))
+    for batch in batches(pixels):
         for node in layers:
-            sums[node.input[1]].add(_rows(node, constants[node.input[1]], answers[node.input[0]], rng))
+            sums[node.input[1]].add(_rows(node, constants[node.input[1]], batch[node.input[0]], rng))
     return {name: each.moments(len(pixels)) for name, each in sums.items()}
 
 
@@ -116,7 +109,7 @@ def _rows(
     if node.op_type == "Gemm":
         return values[np.newaxis]
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    groups, (height, width) = attributes.get("group", 1), shape[2:]
+    groups, (height, width) = groups_of(node), shape[2:]
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     down, across = attributes.get("strides", [1, 1])

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketdx_export.quantize.weights import WEIGHTED, Rounding, by_itself, pairs_of
+from pocketdx_export.quantize.weights import WEIGHTED, Rounding, pairs_of
 
 # Those of the networks' nodes that onnxruntime has integer kernels for.
 INTEGER_OPS = frozenset({*WEIGHTED, "Add", "Mul", "GlobalAveragePool", "LeakyRelu"})
@@ -93,8 +93,8 @@ def insert_qdq(
     model: onnx.ModelProto,
     nodes: Collection[onnx.NodeProto],
     written: Mapping[str, Scale],
+    rounding: Rounding,
     read: Mapping[str, Scale] | None = None,
-    rounding: Rounding = by_itself,
 ) -> None:
     """Change `model` so that `nodes` (of its graph) compute in integers.
 
@@ -105,8 +105,8 @@ def insert_qdq(
         model: changed in place.
         nodes: as `integer_nodes` gives them.
         written: scales of at least the tensors that `activations_of` gives.
-        read: scales of those whose integers are to be read in another than they were written in.
         rounding: of the weights.
+        read: scales of those whose integers are to be read in another than they were written in.
     """
     graph = model.graph
     constants = {each.name: each for each in graph.initializer}

@@ -171,14 +171,9 @@ class _Trials:
     candidates: list[Candidate] = field(default_factory=list)
     graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
 
-    @property
-    def sets(self) -> set[tuple[str, ...]]:
-        """The sets of integer blocks that were measured."""
-        return {each.recipe.integer for each in self.candidates if each.recipe}
-
     def measure(self, sets: Sequence[tuple[str, ...]]) -> None:
         """Add a candidate for each set of integer blocks; timed together, the first time beside w8."""
-        first = 1 + len(self.sets)
+        first = 1 + sum(each.recipe is not None for each in self.candidates)
         recipes = {f"int8-{n}": replace(self.base, integer=blocks) for n, blocks in enumerate(sets, start=first)}
         models = {name: self.quantizer.graph(recipe) for name, recipe in recipes.items()}
         if not self.candidates:

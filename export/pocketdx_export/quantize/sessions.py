@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import helper
 
+from pocketdx_export.graph import copied
 from pocketdx_runtime.cpu import granted_cpus
 
 _BATCH = 16
+# Less where every activation is kept.
+_BATCH_WATCHED = 8
+
+Batches = Callable[[NDArray[np.uint8]], Iterator[dict[str, NDArray[np.float32]]]]
 
 
 def opened(
@@ -43,3 +50,23 @@ def logits_of(session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     ]
     logits: NDArray[np.float32] = np.concatenate(parts)
     return logits
+
+
+def watching(model: onnx.ModelProto, names: Sequence[str]) -> Batches:
+    """A function from pictures uint8 [N, S, S, 3] to what some tensors are on them, by name, batch by batch.
+
+    Args:
+        model: a float graph; left as it is.
+        names: of activations in it.
+    """
+    watched = copied(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    session = opened(watched)
+
+    def batches(pixels: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        for start in range(0, len(pixels), _BATCH_WATCHED):
+            answers = session.run(names, {"image": pixels[start : start + _BATCH_WATCHED]})
+            yield dict(zip(names, answers, strict=True))
+
+    return batches

@@ -37,9 +37,14 @@ class Pairs(Enum):
     """Unknown which: larger filters, whose inputs are gathered in an order of the kernel's own."""
 
 
+def groups_of(node: onnx.NodeProto) -> int:
+    """Of a convolution: 1 where it is dense, the number of its channels where it is depthwise."""
+    return next((int(each.i) for each in node.attribute if each.name == "group"), 1)
+
+
 def pairs_of(node: onnx.NodeProto, weight: Floats) -> Pairs:
     """Those of a layer that computes in integers."""
-    if any(each.name == "group" and each.i > 1 for each in node.attribute):
+    if groups_of(node) > 1:
         return Pairs.NONE
     return Pairs.NEIGHBOURS if weight[0, 0].size == 1 else Pairs.ANY
 
@@ -67,11 +72,6 @@ class QuantizedWeight:
 
 Rounding = Callable[[str, Floats, Pairs], QuantizedWeight]
 """From a weight's name, its numbers [O, ...] and the pairs that must not saturate to integers."""
-
-
-def by_itself(_name: str, weight: Floats, pairs: Pairs) -> QuantizedWeight:
-    """The `Rounding` that looks at nothing but the weight."""
-    return quantize_weight(weight, pairs)
 
 
 def quantize_weight(weight: Floats, pairs: Pairs = Pairs.NONE, *, search: bool = True) -> QuantizedWeight:
@@ -170,7 +170,7 @@ def least_int8(model: onnx.ModelProto) -> int:
     return next((size for size in sizes if share(size) <= _SHARE_INT8), 0)
 
 
-def store_weights_int8(model: onnx.ModelProto, least: int | None = None, rounding: Rounding = by_itself) -> None:
+def store_weights_int8(model: onnx.ModelProto, least: int, rounding: Rounding) -> None:
     """Change `model` so that its weights are stored small and become float32 again when it is loaded.
 
     Large weights are int8 per channel. Those of depthwise convolutions and other small ones are float16: they are a few
@@ -182,10 +182,9 @@ def store_weights_int8(model: onnx.ModelProto, least: int | None = None, roundin
 
     Args:
         model: changed in place.
-        least: from how many numbers on a weight is int8; `least_int8` of the model by default.
+        least: from how many numbers on a weight is int8; see `least_int8`.
         rounding: of those.
     """
-    least = least_int8(model) if least is None else least
     for name in list(weight_names(model.graph)):
         weight = _initializer(model.graph, name)
         array = numpy_helper.to_array(weight)
