@@ -56,7 +56,7 @@ class Shedding:
         self._room = room
         self._reserved = 0
         self._paths = frozenset(paths)
-        self._starts = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in paths)
+        self._starts = {f"POST {path} HTTP/1.1\r\n".encode(): path for path in paths}
         self._refused = 0
         self._since = 0.0
 
@@ -78,11 +78,14 @@ class Shedding:
         Args:
             data: what came in at once, from the first byte of a request on.
         """
-        start = next((len(each) for each in self._starts if data.startswith(each)), 0)
-        end = data.find(b"\r\n\r\n", start - 2, _MOST_HEAD)
-        if not start or end < 0:
+        first = next((each for each in self._starts if data.startswith(each)), None)
+        if first is None:
             return None
-        head = data[start - 2 : end].lower()
+        start = len(first) - 2  # the end of the first line begins the first header
+        end = data.find(b"\r\n\r\n", start, _MOST_HEAD)
+        if end < 0:
+            return None
+        head = data[start:end].lower()
         lines = head.count(b"\r\n")
         _, _, after = head.partition(b"\r\ncontent-length:")
         length = after.partition(b"\r\n")[0].strip(b" ")
@@ -98,8 +101,7 @@ class Shedding:
         )
         if not plain:
             return None
-        path = data[5 : start - len(b" HTTP/1.1\r\n")].decode("ascii")
-        return self.refusal({"path": path, "headers": ()}, keep_alive=True)
+        return self.refusal({"path": self._starts[first], "headers": ()}, keep_alive=True)
 
     def reserve(self) -> bool:
         """Keep a place for a request, if there is one, until `release` is called.

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from pocketdx_serve.engine import Engine
 from pocketdx_serve.server import listen, server_for, url_of
 from pocketdx_serve.service import Service
 from pocketdx_serve.settings import Settings
+from tests_wait import wait_for
 
 
 @dataclass
@@ -163,6 +165,26 @@ def gate() -> Iterator[Callable[[Live], Gate]]:
     yield install
     for each in gates:
         each.opened.set()
+
+
+@pytest.fixture
+def full(gate: Callable[[Live], Gate], jpeg: bytes) -> Callable[[Live], AbstractContextManager[None]]:
+    """``with full(live):`` every place of the server is taken; after it, those who took them have their answers."""
+
+    @contextmanager
+    def fill(live: Live) -> Iterator[None]:
+        held = gate(live)
+        places = live.service.workers.capacity
+        with ThreadPoolExecutor(places) as pool:
+            accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(places)]
+            try:
+                wait_for(lambda: live.service.workers.room == 0)
+                yield
+            finally:
+                held.opened.set()
+            assert [each.result().status_code for each in accepted] == [200] * places
+
+    return fill
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 64), kind: str = "JPEG") -> bytes:

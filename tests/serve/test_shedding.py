@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -11,10 +12,9 @@ import pytest
 from pocketdx_serve.metrics import Metrics
 from pocketdx_serve.shedding import Shedding
 from raw_http import diagnose_head
-from tests_wait import wait_for
 
 Serve = Callable[..., Any]
-Install = Callable[[Any], Any]
+Full = Callable[[Any], AbstractContextManager[None]]
 
 BODY = b"\xff\xd8" + b"x" * 100
 WHOLE = diagnose_head(len(BODY)) + BODY
@@ -78,30 +78,23 @@ def without_id(reply: bytes) -> list[bytes]:
 
 
 def test_it_says_what_a_parsed_request_is_told_and_the_connection_goes_on(
-    serve: Serve, gate: Install, jpeg: bytes
+    serve: Serve, full: Full, jpeg: bytes
 ) -> None:
     live = serve(threads=1, queue=1, max_images=1)
-    held = gate(live)
-    with ThreadPoolExecutor(2) as pool, live.connect() as sock:
-        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
-        wait_for(lambda: live.service.workers.room == 0)
-        replies = []
-        for more in ((), (b"Connection: keep-alive",), ()):
-            sock.sendall(diagnose_head(len(jpeg), *more) + jpeg)
-            replies.append(without_id(sock.recv(65536)))
-        assert replies[0] == replies[1] == replies[2]
-        held.opened.set()
-        assert [each.result().status_code for each in accepted] == [200, 200]
+    with live.connect() as sock:
+        with full(live):
+            replies = []
+            for more in ((), (b"Connection: keep-alive",), ()):
+                sock.sendall(diagnose_head(len(jpeg), *more) + jpeg)
+                replies.append(without_id(sock.recv(65536)))
+            assert replies[0] == replies[1] == replies[2]
         sock.sendall(diagnose_head(len(jpeg)) + jpeg)
         assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_body_that_looks_like_a_request_is_a_body(serve: Serve, gate: Install, jpeg: bytes) -> None:
+def test_a_body_that_looks_like_a_request_is_a_body(serve: Serve, full: Full) -> None:
     live = serve(threads=1, queue=1, max_images=1)
-    held = gate(live)
-    with ThreadPoolExecutor(2) as pool, live.connect() as sock:
-        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
-        wait_for(lambda: live.service.workers.room == 0)
+    with live.connect() as sock, full(live):
         sock.sendall(diagnose_head(len(WHOLE)))
         received = sock.recv(65536)
         sock.sendall(WHOLE)
@@ -112,24 +105,17 @@ def test_a_body_that_looks_like_a_request_is_a_body(serve: Serve, gate: Install,
         sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             sock.recv(65536)
-        held.opened.set()
-        assert [each.result().status_code for each in accepted] == [200, 200]
 
 
 def test_a_connection_in_use_is_not_idle_because_all_is_refused(
-    serve: Serve, gate: Install, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, full: Full, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pocketdx_serve.server.HEADER_TIMEOUT", 0.3)
     live = serve(threads=1, queue=1, max_images=1)
-    held = gate(live)
-    with ThreadPoolExecutor(2) as pool, live.connect() as sock:
-        accepted = [pool.submit(live.post, "/v1/diagnose", jpeg) for _ in range(2)]
-        wait_for(lambda: live.service.workers.room == 0)
+    with live.connect() as sock, full(live):
         sock.settimeout(5)
         for _ in range(15):
             sock.sendall(WHOLE)
             assert sock.recv(65536).startswith(b"HTTP/1.1 503 ")
-            held.opened.wait(0.1)
+            time.sleep(0.1)
         assert sock.recv(65536) == b"", "and once it is idle it is closed"
-        held.opened.set()
-        assert [each.result().status_code for each in accepted] == [200, 200]
