@@ -30,8 +30,10 @@ from pocketdx_serve.shortcut import Shortcut
 from pocketdx_serve.tensors import HEADER_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from pocketdx_runtime.model import Model
     from pocketdx_serve.audit import AuditLog
@@ -80,7 +82,7 @@ def create_app(
         yield
         await service.stop()
 
-    app = FastAPI(
+    app = _App(
         title="PocketDx",
         version=version("pocketdx"),
         description=DESCRIPTION,
@@ -96,16 +98,16 @@ def create_app(
     )
     app.state.service = service
     for_images = [each for each in routes.images.routes if isinstance(each, APIRoute)]
-    app.add_middleware(Shortcut, routes=for_images)
+    app.take_shortcut(Shortcut(for_images))
     if cors:
-        app.add_middleware(
+        app.surround(
             CORSMiddleware,
             allow_origins=list(cors),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", HEADER_LENGTH],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH],
         )
-    app.add_middleware(Envelope, metrics=service.metrics)
+    app.surround(Envelope, metrics=service.metrics)
     # Not with CORS: a page could not read a refusal without its headers.
     app.state.shedding = Shedding(service.metrics, service.room, () if cors else [each.path for each in for_images])
     app.include_router(routes.images)
@@ -117,6 +119,28 @@ def create_app(
     app.router.routes.extend(page_routes(page_files(web)) or [Route("/", routes.root, methods=["GET"])])
     app.openapi = cache(lambda: _openapi(app))  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+class _App(FastAPI):
+    """FastAPI with a short way past it, around which some middleware is the same."""
+
+    def take_shortcut(self, shortcut: Shortcut) -> None:
+        """Let ``shortcut`` answer the requests that it leads to."""
+        self._leads_to = shortcut.leads_to
+        self._short: ASGIApp = shortcut
+
+    def surround(self, middleware: Callable[..., ASGIApp], **options: Any) -> None:
+        """Put ``middleware`` around all that has been added until now, on both ways."""
+        self.add_middleware(middleware, **options)
+        self._short = middleware(self._short, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if self._leads_to(scope):
+            scope["app"] = self
+            await self._short(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

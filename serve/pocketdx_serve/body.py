@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from pocketdx_serve.multipart import ImageParts
 from pocketdx_serve.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import Callable
 
     from starlette.datastructures import Headers
     from starlette.types import Receive
@@ -74,9 +73,7 @@ class Upload:
         _check_encoding(headers)
         if media_type == "multipart/form-data":
             parts = ImageParts(content_type, self._settings.max_images)
-            async with aclosing(self._chunks(headers, receive)) as chunks:
-                async for chunk in chunks:
-                    parts.feed(chunk)
+            await self._read(headers, receive, parts.feed)
             images = parts.finish()
             if not images:
                 raise Problem("empty", "the form has no image; send files in a field named `image`")
@@ -92,18 +89,20 @@ class Upload:
     async def body(self, headers: Headers, receive: Receive) -> bytes:
         """Read the body as it is; raises as `images`."""
         _check_encoding(headers)
-        async with aclosing(self._chunks(headers, receive)) as chunks:
-            return b"".join([chunk async for chunk in chunks])
+        chunks: list[bytes] = []
+        await self._read(headers, receive, chunks.append)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _chunks(self, headers: Headers, receive: Receive) -> AsyncGenerator[bytes, None]:
-        """Yield the body chunk by chunk; refuse what is declared too large before its first byte is read."""
+    async def _read(self, headers: Headers, receive: Receive, take: Callable[[bytes], None]) -> None:
+        """Hand the body over chunk by chunk; refuse what is declared too large before its first byte is read."""
         limit = self._settings.max_bytes
         too_large = f"the request has more than {limit} bytes; send fewer or smaller images"
         declared = headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:19]) > limit:
             raise Problem("too-large", too_large, body_unread=True)
         patience = self._settings.read_timeout
-        start = now = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        start = now = clock()
         more = True
         while more:
             # Both rules are needed: the first ends silence, the second a byte every few seconds.
@@ -113,7 +112,7 @@ class Upload:
                     message = await receive()
             except TimeoutError:
                 raise Problem("read-timeout", "the body came too slowly; try again", body_unread=True) from None
-            now = asyncio.get_running_loop().time()
+            now = clock()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk = message.get("body", b"")
@@ -123,7 +122,7 @@ class Upload:
             self._held.take(len(chunk))
             self.size += len(chunk)
             if chunk:
-                yield chunk
+                take(chunk)
 
 
 def _check_encoding(headers: Headers) -> None:

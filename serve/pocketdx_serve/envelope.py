@@ -95,6 +95,11 @@ def request_id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """32 hexadecimal digits."""
     # Not a secret; os.urandom would be a system call that gives up the GIL, a third of a millisecond under load.
     return f"{random.getrandbits(128):032x}"
 

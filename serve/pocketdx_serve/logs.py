@@ -24,6 +24,9 @@ BATCH_SECONDS: Final = 0.2
 BATCH_LINES: Final = 50_000
 
 
+_as_json: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
 def _places(record: logging.LogRecord) -> dict[str, Any]:
     if not record.exc_info or record.exc_info[0] is None:
         return {}
@@ -46,7 +49,7 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "fields", {}),
             **_places(record),
         }
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _as_json(line)
 
 
 class PlainFormatter(logging.Formatter):

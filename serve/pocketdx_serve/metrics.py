@@ -42,7 +42,7 @@ class Metrics:
             return Counter(f"pocketdx_{name}", text, labels, registry=registry)
 
         self.requests = counter("requests", "By route and status; 499: the client went away.", "route", "status")
-        self.latency = histogram("request_seconds", "From a request's header to the end of its answer.", "route")
+        self.latency = histogram("request_seconds", "From a request's header to the end of its answer, if read.", "route")
         self.queue = histogram("queue_seconds", "An image's wait for a thread.", "model")
         self.decode = histogram("decode_seconds", "Decoding and resizing an image.", "model")
         self.inference = histogram("inference_seconds", "An image in the model.", "model")
@@ -64,18 +64,20 @@ class Metrics:
             return self.images.labels(model), queue, decode, inference
 
         self._of_route, self._of_model = of_route, of_model
+        self._of_reason = cache(self.rejected.labels)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is asked for when somebody looks."""
         Gauge(f"pocketdx_{name}", text, registry=self.registry).set_function(value)
 
-    def request(self, route: str, status: int, reason: str | None, seconds: float) -> None:
-        """Count one request."""
+    def request(self, route: str, status: int, reason: str | None, seconds: float | None) -> None:
+        """Count one request; one that was refused unread took no time."""
         counted, timed = self._of_route(route, status)
         counted.inc()
-        timed.observe(seconds)
+        if seconds is not None:
+            timed.observe(seconds)
         if reason is not None:
-            self.rejected.labels(reason).inc()
+            self._of_reason(reason).inc()
 
     def answered(self, model: str, answers: Sequence[Answer[Any]]) -> None:
         """Count the images of one answer, and where their time went."""

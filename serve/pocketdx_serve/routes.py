@@ -310,9 +310,7 @@ def _reply(body: BaseModel, answers: Sequence[Answer[Any]]) -> Response:
 
 def server_timing(answers: Sequence[Answer[Any]]) -> str:
     """A Server-Timing header (milliseconds; the longest wait, and the sums of the work)."""
-    spent = (
-        ("queue", max(answer.queue for answer in answers)),
-        ("decode", sum(answer.decode for answer in answers)),
-        ("inference", sum(answer.inference for answer in answers)),
-    )
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spent)
+    queue = max([answer.queue for answer in answers]) * 1000
+    decode = sum([answer.decode for answer in answers]) * 1000
+    inference = sum([answer.inference for answer in answers]) * 1000
+    return f"queue;dur={queue:.2f}, decode;dur={decode:.2f}, inference;dur={inference:.2f}"

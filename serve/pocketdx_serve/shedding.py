@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from pocketdx_serve.envelope import SECURITY_HEADERS, request_id_of
+from pocketdx_serve.envelope import SECURITY_HEADERS, new_request_id, request_id_of
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -33,10 +34,22 @@ _HEAD: Final = b"".join(
 )
 
 _MOST_HEAD: Final = 4096
+_MOST_KNOWN: Final = 256
+"""Heads that are remembered, with what was found of them: clients send the same one again and again."""
 # Headers that change what comes next on a connection, or that an answer repeats.
 _NOT_PLAIN: Final = (b"\nexpect", b"\nconnection", b"\ntransfer-encoding", b"\nupgrade", b"\nx-request-id")
 
 log = logging.getLogger("pocketdx.serve")
+
+
+def _refusal(request_id: bytes, *, keep_alive: bool) -> bytes:
+    body = _BODY % request_id
+    last = b"" if keep_alive else b"connection: close\r\n"
+    return b"%s%s\r\ncontent-length: %d\r\n%s\r\n%s" % (_HEAD, request_id, len(body), last, body)
+
+
+_WHOLE: Final = _refusal(b"0" * 32, keep_alive=True).replace(b"%", b"%%").replace(b"0" * 32, b"%b")
+"""With two places for the id, of 32 digits, of a request that came without one."""
 
 
 class Shedding:
@@ -56,7 +69,8 @@ class Shedding:
         self._room = room
         self._reserved = 0
         self._paths = frozenset(paths)
-        self._starts = {f"POST {path} HTTP/1.1\r\n".encode(): path for path in paths}
+        self._starts = {f"POST {path} HTTP/1.1".encode(): path for path in paths}
+        self._known: dict[bytes, tuple[str, int] | None] = {}  # by a digest of the head
         self._refused = 0
         self._since = 0.0
 
@@ -78,30 +92,47 @@ class Shedding:
         Args:
             data: what came in at once, from the first byte of a request on.
         """
-        first = next((each for each in self._starts if data.startswith(each)), None)
-        if first is None:
-            return None
-        start = len(first) - 2  # the end of the first line begins the first header
-        end = data.find(b"\r\n\r\n", start, _MOST_HEAD)
+        end = data.find(b"\r\n\r\n", 0, _MOST_HEAD)
         if end < 0:
             return None
-        head = data[start:end].lower()
-        lines = head.count(b"\r\n")
-        _, _, after = head.partition(b"\r\ncontent-length:")
-        length = after.partition(b"\r\n")[0].strip(b" ")
+        plain = self._remembered(data[:end])
+        if plain is None or len(data) != end + 4 + plain[1]:
+            return None
+        self._count(plain[0])
+        request_id = new_request_id().encode()
+        return _WHOLE % (request_id, request_id)
+
+    def _remembered(self, head: bytes) -> tuple[str, int] | None:
+        """As `_plain`, looked up where the same head has come before. Of heads, which hold keys, no copy is kept."""
+        mark = hashlib.blake2b(head, digest_size=16).digest()
+        try:
+            return self._known[mark]
+        except KeyError:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            plain = self._known[mark] = self._plain(head)
+            return plain
+
+    def _plain(self, head: bytes) -> tuple[str, int] | None:
+        """Path and length of the body of a request for images whose head has nothing unusual; None of any other.
+
+        Args:
+            head: up to the empty line.
+        """
+        first, _, _ = head.partition(b"\r\n")
+        fields = head[len(first) :].lower()
+        length = fields.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0].strip(b" ")
         plain = (
-            lines == head.count(b"\n") == head.count(b"\r")
-            and b"\n " not in head
-            and b"\n\t" not in head
-            and not any(each in head for each in _NOT_PLAIN)
-            and head.count(b"content-length") == 1
+            first in self._starts
+            and fields.count(b"\r\n") == fields.count(b"\n") == fields.count(b"\r")
+            and b"\n " not in fields
+            and b"\n\t" not in fields
+            and not any(each in fields for each in _NOT_PLAIN)
+            and fields.count(b"content-length") == 1
             and length.isdigit()
             and len(length) < 12
-            and len(data) == end + 4 + int(length)
         )
-        if not plain:
-            return None
-        return self.refusal({"path": self._starts[first], "headers": ()}, keep_alive=True)
+        return (self._starts[first], int(length)) if plain else None
 
     def reserve(self) -> bool:
         """Keep a place for a request, if there is one, until `release` is called.
@@ -126,13 +157,10 @@ class Shedding:
             keep_alive: whether the connection stays open behind it.
         """
         self._count(scope["path"])
-        request_id = request_id_of(scope).encode()
-        body = _BODY % request_id
-        last = b"" if keep_alive else b"connection: close\r\n"
-        return b"%s%s\r\ncontent-length: %d\r\n%s\r\n%s" % (_HEAD, request_id, len(body), last, body)
+        return _refusal(request_id_of(scope).encode(), keep_alive=keep_alive)
 
     def _count(self, path: str) -> None:
-        self._metrics.request(path, OVERLOADED.kind.status, OVERLOADED.kind.reason, 0.0)
+        self._metrics.request(path, OVERLOADED.kind.status, OVERLOADED.kind.reason, None)
         self._refused += 1
         now = time.monotonic()
         if now - self._since > 1:

@@ -14,35 +14,34 @@ if TYPE_CHECKING:
 
     from fastapi import Response
     from fastapi.routing import APIRoute
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
 
 class Shortcut:
-    """ASGI middleware that calls the functions of some routes itself, without the layers in between.
+    """ASGI app that calls the functions of some routes itself, without FastAPI's layers.
 
-    The routes' functions take the request and ``?model=``, and read the rest themselves. FastAPI's matching,
-    exit stacks and argument solving cost such a request a twentieth of its time (benchmarks/server.py); the routes
-    stay with FastAPI all the same, for the OpenAPI document and for every other method.
+    The routes' functions take the request and ``?model=``, and read the rest themselves. FastAPI's middleware,
+    matching, exit stacks and argument solving cost such a request a twentieth of its time (benchmarks/server.py); the
+    routes stay with FastAPI all the same, for the OpenAPI document and for every other method.
 
     Args:
-        app: for everything else.
         routes: with fixed paths.
     """
 
-    def __init__(self, app: ASGIApp, routes: Sequence[APIRoute]) -> None:
-        self.app = app
+    def __init__(self, routes: Sequence[APIRoute]) -> None:
         self._routes = {(method, route.path): route for route in routes for method in route.methods or ()}
 
+    def leads_to(self, scope: Scope) -> bool:
+        """Whether a connection is a request for one of the routes."""
+        return scope["type"] == "http" and (scope["method"], scope["path"]) in self._routes
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if route is None:
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = route
+        """Handle one request that `leads_to` is true of."""
+        route = scope["route"] = self._routes[scope["method"], scope["path"]]
         request = Request(scope, receive, send)
+        model = request.query_params.get("model") if scope["query_string"] else None
         try:
-            response: Response = await route.endpoint(request, request.query_params.get("model"))
+            response: Response = await route.endpoint(request, model)
         except Problem as problem:
             response = await answer_problem(request, problem)
         await response(scope, receive, send)
