@@ -193,7 +193,7 @@ class Load:
 
 
 def summary(load: Load, seconds: float) -> dict[str, Any]:
-    """JSON: answers a second, statuses, and latencies of the answers in seconds."""
+    """JSON: answers a second, statuses, latencies of the answers in seconds, and the CPU seconds that all this took."""
     ordered = sorted(load.latencies)
 
     def at(share: float) -> float | None:
@@ -207,6 +207,7 @@ def summary(load: Load, seconds: float) -> dict[str, Any]:
         "p95": at(0.95),
         "p99": at(0.99),
         "max": ordered[-1] if ordered else None,
+        "cpu": time.process_time(),
     }
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/server.py bundle/model.fp32.onnx
     python benchmarks/server.py bundle/model.fp32.onnx --against run --litserve build/litserve --seconds 20 --rounds 5 \
-        --overload 60 --requests 10000 --malformed 10000
+        --requests 10000 --malformed 10000
 
 Everything runs on 127.0.0.1, load and servers on the same CPUs, the servers one at a time and taking turns. LitServe
 gets an environment of its own in the folder of --litserve, made on first use. "in process" is `Model.diagnose` on as
@@ -13,181 +13,28 @@ CPU time an answer holds on a busy machine as well.
 from __future__ import annotations
 
 import argparse
-import http.client
 import io
-import json
-import os
 import random
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import venv
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from measure import circumstances, table
 from PIL import Image
-from synthetic_photo import photo
+from servers import CONNECTIONS, Payload, litserve, ours, plain
+from synthetic_photo import photo, small_jpeg
 
 from pocketdx_runtime import Model, granted_cpus
 
-HERE = Path(__file__).parent
 OURS, LITSERVE, PLAIN, INSIDE = "PocketDx", "LitServe + onnxruntime", "FastAPI + torchvision + PyTorch", "in process"
 SMALL, LARGE = "224 px JPEG", "12-megapixel photo"
-CONNECTIONS = 16
-BOUNDARY = "bench"
-STAGES = ("throughput", "start", "paced", "overload", "slow", "memory", "malformed")
-
-
-@dataclass(frozen=True)
-class Payload:
-    """A body in a file, raw and as a form."""
-
-    name: str
-    data: bytes
-    raw: Path
-    form: Path
-
-    @classmethod
-    def make(cls, folder: Path, name: str, data: bytes) -> Payload:
-        raw, form = folder / f"{len(data)}.jpg", folder / f"{len(data)}.form"
-        raw.write_bytes(data)
-        disposition = 'Content-Disposition: form-data; name="image"; filename="x.jpg"'
-        head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
-        form.write_bytes(head + data + f"\r\n--{BOUNDARY}--\r\n".encode())
-        return cls(name, data, raw, form)
-
-
-@dataclass
-class Server:
-    """A server that is being measured."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    path: str
-    form: bool
-
-    @property
-    def rss(self) -> float:
-        """Resident memory in MB, Linux alone."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds used until now, by the process and its children; Linux alone."""
-        parents, seconds = {}, {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            pid = int(stat.parent.name)
-            parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        family = {self.process.pid}
-        while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-            family |= grown
-        return sum(seconds.get(pid, 0.0) for pid in family)
-
-    def load(self, payload: Payload, seconds: float, connections: int = CONNECTIONS, rate: float | None = None) -> Any:
-        body = payload.form if self.form else payload.raw
-        media_type = f"multipart/form-data; boundary={BOUNDARY}" if self.form else "image/jpeg"
-        command = [sys.executable, str(HERE / "load.py"), f"http://127.0.0.1:{self.port}{self.path}", str(body)]
-        command += ["--type", media_type, "--seconds", str(seconds), "--connections", str(connections)]
-        command += ["--rate", str(rate)] if rate else []
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    def post(self, data: bytes, media_type: str = "image/jpeg") -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request("POST", self.path, data, {"Content-Type": media_type})
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
-        finally:
-            connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@contextmanager
-def serving(command: list[str], port: int, path: str, payload: Payload, *, form: bool = False) -> Iterator[Server]:
-    """A server that has answered once."""
-    # In a session of its own: LitServe's workers outlive a parent that is killed.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    server = Server(process, port, path, form)
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                status = server.post((payload.form if form else payload.raw).read_bytes(), *media_types(form))
-            except OSError:
-                status = 0
-            if status == 200:
-                break
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"error: {' '.join(command)} does not answer (status {status})")
-            time.sleep(0.02)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def media_types(form: bool) -> list[str]:
-    return [f"multipart/form-data; boundary={BOUNDARY}"] if form else ["image/jpeg"]
-
-
-def ours(model: Path, *options: str) -> Callable[[Payload], Any]:
-    def start(payload: Payload) -> Any:
-        port = free_port()
-        main = "from pocketdx_runtime.cli import main; main()"
-        command = [sys.executable, "-c", main, "serve", str(model), "--port", str(port), *options]
-        return serving(command, port, "/v1/diagnose", payload)
-
-    return start
-
-
-def plain(run: Path) -> Callable[[Payload], Any]:
-    def start(payload: Payload) -> Any:
-        port = free_port()
-        command = [sys.executable, str(HERE / "rivals/plain_app.py"), str(run), str(port)]
-        return serving(command, port, "/predict", payload, form=True)
-
-    return start
-
-
-def litserve(folder: Path, model: Path) -> Callable[[Payload], Any]:
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        packages = ["litserve", "onnxruntime", "pillow", "numpy"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-
-    def start(payload: Payload) -> Any:
-        port = free_port()
-        command = [str(python), str(HERE / "rivals/litserve_app.py"), str(model.resolve()), str(port)]
-        return serving(command, port, "/predict", payload)
-
-    return start
+STAGES = ("throughput", "start", "paced", "slow", "memory", "malformed")
 
 
 def in_process(model: Model, data: bytes, seconds: float) -> tuple[float, float]:
@@ -248,20 +95,6 @@ def paced(start: Callable[[Payload], Any], payload: Payload, most: float, second
     return (
         f"At 70 % of the most ({0.7 * most:.0f} a second, open loop): p50 {p50:.1f} ms, p95 "
         f"{outcome['p95'] * 1000:.1f} ms, p99 {p99:.1f} ms = {p99 / p50:.1f} x p50; {outcome['statuses']}"
-    )
-
-
-def overload(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
-    with start(payload) as server:
-        best = server.load(payload, max(5.0, seconds / 4))["goodput"]
-        before = server.rss
-        outcome = server.load(payload, seconds, connections=2048, rate=10 * most)
-        after = server.rss
-        answered = server.post(payload.data)
-    return (
-        f"10x overload for {seconds:.0f} s ({10 * most:.0f} a second due): {outcome['goodput']:.0f} answers a second, "
-        f"{outcome['goodput'] / best:.2f} of the {best:.0f} without; {outcome['statuses']}; memory {before:.0f} -> "
-        f"{after:.0f} MB; the next request: {answered}"
     )
 
 
@@ -376,12 +209,6 @@ def start_up(start: Callable[[Payload], Any], payload: Payload, rounds: int) -> 
     return f"From start to the first answer: median {statistics.median(times):.2f} s, slowest {max(times):.2f} s"
 
 
-def small_jpeg() -> bytes:
-    out = io.BytesIO()
-    Image.open(io.BytesIO(photo(0, width=896, height=896))).resize((224, 224)).save(out, "JPEG", quality=85)
-    return out.getvalue()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="exported .onnx file")
@@ -389,7 +216,6 @@ def main() -> None:
     parser.add_argument("--litserve", type=Path, metavar="FOLDER", help="also LitServe, from an environment in FOLDER")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement [4]")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server [3]")
-    parser.add_argument("--overload", type=float, default=10, help="seconds of overload [10]")
     parser.add_argument("--requests", type=int, default=2000, help="for the memory [2000]")
     parser.add_argument("--malformed", type=int, default=1000, help="bodies [1000]")
     parser.add_argument(
@@ -421,7 +247,6 @@ def main() -> None:
         stages: dict[str, Callable[[], str]] = {
             "start": lambda: start_up(start, small, max(3, options.rounds)),
             "paced": lambda: paced(start, small, most, max(5.0, options.seconds)),
-            "overload": lambda: overload(start, small, most, options.overload),
             "slow": lambda: slow_clients(start, small),
             "memory": lambda: memory(start, payloads, options.requests),
             "malformed": lambda: malformed(start, small, options.malformed),

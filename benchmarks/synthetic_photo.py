@@ -40,6 +40,13 @@ def photo(seed: int, *, detail: float = 0.5, width: int = WIDTH, height: int = H
     return file.getvalue()
 
 
+def small_jpeg() -> bytes:
+    """A JPEG of 224 x 224 pixels and about 8 KB: what is left of a photo that was made smaller before it was sent."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(photo(0, width=896, height=896))).resize((224, 224)).save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
 def _dead_leaves(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Ellipses and polygons over each other, of radii r with a density of r**-3, in muted colours."""
     picture = Image.new("RGB", (width, height), tuple(int(v) for v in rng.integers(60, 180, 3)))
