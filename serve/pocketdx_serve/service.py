@@ -44,7 +44,7 @@ STALL_DEADLINES = 2
 
 ANYBODY = "anybody"
 SYNC_SECONDS = 1.0
-UNWATCHED = 0.05
+UNWATCHED = 0.5
 """Seconds for which a request's connection is not watched: a client that went away is noticed that much later."""
 
 log = logging.getLogger("pocketdx.serve")

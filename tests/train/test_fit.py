@@ -277,9 +277,11 @@ class FakeTrainer:
         self.saved.append(path.name)
 
 
-def keep(scores: list[tuple[float, float]], *, patience: int = 0) -> tuple[callbacks.Keeper, FakeTrainer]:
+def keep(
+    scores: list[tuple[float, float]], *, patience: int = 0, monitor: str = "val_auc"
+) -> tuple[callbacks.Keeper, FakeTrainer]:
     """A keeper after epochs of these (AUC, loss)."""
-    keeper = callbacks.Keeper("val_auc", patience, last=Path("last"), best=Path("best"))
+    keeper = callbacks.Keeper(monitor, patience, last=Path("last"), best=Path("best"))
     trainer: Any = FakeTrainer()
     for auc, loss in scores:
         trainer.current_epoch += 1
@@ -291,6 +293,12 @@ def test_the_best_epoch_is_that_of_the_highest_figure_and_among_equals_of_the_lo
     keeper, trainer = keep([(0.9, 0.5), (1.0, 0.9), (1.0, 0.4), (1.0, 0.6), (0.99, 0.1)])
     assert keeper.best_epoch == 3
     assert trainer.saved == ["best", "last", "best", "last", "best", "last", "last", "last"]
+
+
+def test_where_nothing_is_chosen_the_last_epoch_is_kept() -> None:
+    keeper, trainer = keep([(1.0, 0.1), (0.9, 0.5), (0.8, 0.9)], monitor="last")
+    assert keeper.best_epoch == 3
+    assert not trainer.should_stop
 
 
 def test_training_stops_when_patience_is_at_an_end_and_not_before() -> None:

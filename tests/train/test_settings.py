@@ -67,6 +67,11 @@ def test_a_soup_needs_a_common_start_and_whole_trainings(changes: dict[str, Any]
         TrainSettings(soup=2, **changes)
 
 
+def test_patience_needs_something_to_wait_for() -> None:
+    with pytest.raises(TrainError, match="--patience: with --monitor last"):
+        TrainSettings(monitor="last", patience=2)
+
+
 def test_settings_survive_json() -> None:
     settings = TrainSettings(patient_regex=r"person(\d+)_", mixup=0.2)
     assert conform(to_plain(settings), TrainSettings, "") == settings

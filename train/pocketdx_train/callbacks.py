@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pocketdx_runtime.files import write_atomically
 from pocketdx_train.errors import TrainError
+from pocketdx_train.settings import LAST
 
 FIGURES = ("train_loss", "val_loss", "val_auc", "val_auc_shifted")
 
@@ -214,7 +215,7 @@ class Keeper(Callback):
 
     Args:
         monitor: the figure, higher is better; of equal ones (a small validation set saturates) the epoch with the
-            lower validation loss is better.
+            lower validation loss is better. "last": the later an epoch, the better.
         patience: epochs without a better one before training stops; 0 is never.
         last: file of the state to go on from.
         best: file of the best epoch's state.
@@ -252,7 +253,8 @@ class Keeper(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Judge the epoch that has just ended, and write its state."""
         figures = epoch_figures(trainer)
-        score = (figures[self.monitor], -figures["val_loss"])
+        by = float(trainer.current_epoch) if self.monitor == LAST else figures[self.monitor]
+        score = (by, -figures["val_loss"])
         judged = self._is_whole(trainer.current_epoch + 1)
         better: bool = trainer.strategy.broadcast(judged and score > self._score)
         self._waited = 0 if better else self._waited + 1

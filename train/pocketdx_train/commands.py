@@ -66,7 +66,7 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @_setting("ema", "Decay of the weights' moving average; 0 is off.")
 @_setting("soup", "Trainings from the same start whose weights are averaged; each costs --epochs.")
 @_setting("patience", "Stop after so many epochs without a better AUC; 0 is never.")
-@_setting("monitor", "What the best epoch is chosen by.", type=click.Choice(MONITORS))
+@_setting("monitor", "What chooses the epoch that is kept.", type=click.Choice(MONITORS))
 @_setting("val_fraction", "Part kept for validation, if the data has no such split.")
 @_setting("test_fraction", "Part kept for the test, if the data has no such split.")
 @_setting("patient_regex", "Finds the patient in a file name: 'person(\\d+)_'.")

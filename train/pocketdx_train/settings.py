@@ -14,7 +14,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 FINETUNING = ("two-phase", "full", "frozen")
 BALANCING = ("weights", "sampling", "none")
-MONITORS = ("val_auc_shifted", "val_auc")
+LAST = "last"
+MONITORS = ("val_auc_shifted", "val_auc", LAST)
 
 
 def flag(name: str) -> str:
@@ -50,7 +51,8 @@ class TrainSettings:
         ema: decay of the weights' moving average; 0 is off.
         soup: trainings of `epochs` epochs from the same start, whose weights are averaged (Wortsman et al., 2022).
         patience: epochs without a better `monitor` before training stops; 0 is never.
-        monitor: what the best epoch is chosen by: AUC on validation under simulated shift, or as it is.
+        monitor: what the best epoch is chosen by: AUC on validation under simulated shift, or as it is; or "last":
+            none is chosen, training ends with its last.
         val_fraction, test_fraction: where the data has no such split.
         patient_regex: finds the patient in a file name.
         seed: of everything random.
@@ -120,6 +122,8 @@ class TrainSettings:
             raise TrainError("--soup: trainings from a random start end too far apart to be averaged; give --weights")
         if self.soup > 1 and self.patience:
             raise TrainError("--patience: with --soup each training runs its --epochs to the end; leave one out")
+        if self.monitor == LAST and self.patience:
+            raise TrainError("--patience: with --monitor last no epoch is better than another; leave one out")
 
     @property
     def first_epochs(self) -> int:
