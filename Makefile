@@ -14,6 +14,9 @@ WEB_READY := $(WEB)/node_modules/.ready
 # In CI every test runs.
 SLOW ?= $(if $(CI),1,)
 
+# Files of tests that run at a time.
+JOBS ?= 2
+
 # Simulated devices; the tests look for them there.
 DEVICES := $(CURDIR)/.cache/pocketdx
 
@@ -23,7 +26,7 @@ demo: $(READY)
 	$(BIN)/pocketdx demo --out $(DEMO) --force
 
 test: lint types devices $(if $(NPM),$(WEB_READY))
-	$(BIN)/pytest $(if $(SLOW),--slow,)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(if $(SLOW),--slow,)
 
 # What cannot be set up on this machine is skipped by its tests, with the reason.
 devices: $(READY)

@@ -103,6 +103,7 @@ def test_exporting_leaves_the_network_as_it_was(run: Run) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_two_exports_of_a_run_are_the_same_but_for_the_time_of_day(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     again = export_run(run, tmp_path / "again", DATALESS)
     first, second = (onnx.load(each.files[0][1]) for each in (bundle, again))
@@ -112,6 +113,7 @@ def test_two_exports_of_a_run_are_the_same_but_for_the_time_of_day(bundle: Bundl
     assert (again.folder / "golden.npz").read_bytes() == (bundle.folder / "golden.npz").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_large"])
 def test_the_other_architectures_export_too(architecture: str, run: Run, tmp_path: Path) -> None:
     from pocketdx_export.graph import to_onnx

@@ -198,6 +198,7 @@ class TestWhatCannotRunHere:
 
         return export
 
+    @pytest.mark.slow
     def test_counts_after_its_specification_was_checked_and_the_bundle_says_that_it_was_not_run(
         self, export_unrun: Any
     ) -> None:
@@ -220,6 +221,7 @@ class TestWhatCannotRunHere:
         assert not (bundle.folder / "model.fp16.mlpackage").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_nothing_here_runs_and_nothing_examines_is_not_exported(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,7 @@ def server(bundle: Bundle, web: Path) -> Iterator[Served]:
 # --- The browser ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is in the way of every asyncio.run, as long as it lasts
 def browser() -> Iterator[Browser]:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
