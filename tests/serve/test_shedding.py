@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -31,6 +32,34 @@ def test_a_plain_request_is_refused_and_counted(shedding: Shedding) -> None:
     assert refusal.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nretry-after: " in refusal
     assert b'pocketdx_requests_total{route="/v1/diagnose",status="503"} 1.0' in shedding._metrics.text()
+    assert b'pocketdx_request_seconds_count{route="/v1/diagnose"} 0.0' in shedding._metrics.text()
+
+
+def test_each_refusal_has_an_id_of_its_own_in_header_and_body(shedding: Shedding) -> None:
+    refusals = [shedding.refusal_of_whole(WHOLE) for _ in range(3)]
+    ids = []
+    for refusal in refusals:
+        assert refusal is not None
+        head, _, body = refusal.partition(b"\r\n\r\n")
+        assert int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]) == len(body)
+        ids.append(json.loads(body)["request_id"])
+        assert b"\r\nx-request-id: " + ids[-1].encode() + b"\r\n" in head + b"\r\n"
+    assert len(set(ids)) == 3
+
+
+def test_a_head_that_is_known_does_not_speak_for_what_follows_it(shedding: Shedding) -> None:
+    assert shedding.refusal_of_whole(WHOLE) is not None
+    assert shedding.refusal_of_whole(WHOLE[:-1]) is None
+    assert shedding.refusal_of_whole(WHOLE + b"P") is None
+    assert shedding.refusal_of_whole(WHOLE) is not None
+
+
+def test_of_heads_only_so_many_are_known_and_none_is_kept(shedding: Shedding) -> None:
+    for number in range(2000):
+        head = diagnose_head(len(BODY), b"Authorization: Bearer secret-%d" % number)
+        assert shedding.refusal_of_whole(head + BODY) is not None
+    assert len(shedding._known) <= 256
+    assert "secret" not in repr(vars(shedding))
 
 
 @pytest.mark.parametrize(
