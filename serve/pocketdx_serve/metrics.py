@@ -42,7 +42,7 @@ class Metrics:
             return Counter(f"pocketdx_{name}", text, labels, registry=registry)
 
         self.requests = counter("requests", "By route and status; 499: the client went away.", "route", "status")
-        self.latency = histogram("request_seconds", "From a request's header to the end of its answer, if read.", "route")
+        self.latency = histogram("request_seconds", "From a request's header to the end of its answer.", "route")
         self.queue = histogram("queue_seconds", "An image's wait for a thread.", "model")
         self.decode = histogram("decode_seconds", "Decoding and resizing an image.", "model")
         self.inference = histogram("inference_seconds", "An image in the model.", "model")
