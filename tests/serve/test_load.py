@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pocketdx_runtime import image
 from pocketdx_serve import engine
 from pocketdx_serve.errors import ServeError
+from pocketdx_serve.server import GATHER_BYTES
 from pocketdx_serve.settings import Settings
 from raw_http import diagnose_head
 from tests_wait import wait_for
@@ -205,6 +210,36 @@ def test_uploads_together_are_bounded_and_the_bound_is_free_again_afterwards(
         assert (reply.status_code, reply.json()["reason"]) == (503, "overloaded")
         held.opened.set()
         assert [each.result().status_code for each in accepted] == [200, 200]
+    assert live.service.held.total == 0
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_a_large_body_is_put_together_from_whatever_pieces_it_comes_in(serve: Serve, pause: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1500, 3), dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    data = file.getvalue()
+    assert len(data) > GATHER_BYTES
+    live = serve()
+    whole = live.post("/v1/diagnose", data).json()
+    size = 700_001 if pause else 9_973
+    with live.connect() as sock:
+        sock.sendall(diagnose_head(len(data)))
+        for start in range(0, len(data), size):
+            sock.sendall(data[start : start + size])
+            time.sleep(pause)
+        head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK"), head
+    assert json.loads(body) == whole
+    assert live.service.held.total == 0
+
+
+def test_a_large_body_that_stops_half_way_gets_408_and_frees_what_it_held(serve: Serve) -> None:
+    live = serve(read_timeout=0.3)
+    with live.connect() as sock:
+        sock.sendall(diagnose_head(10_000_000) + b"x" * 5_000_000)
+        wait_for(lambda: live.service.held.total == 5_000_000)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 408 ")
     assert live.service.held.total == 0
 
 
