@@ -183,6 +183,17 @@ class TestInt8:
         before, after = (logits_of(opened(each), pixels) for each in (quantizer.model, model))
         np.testing.assert_allclose(after, before, atol=2e-4 * np.abs(before).max())
 
+    def test_bias_correction_lessens_the_mean_error(self, quantizer: Quantizer, images: RunImages) -> None:
+        pixels = images.calibration(32).pixels
+        reference = logits_of(opened(quantizer.model), pixels)
+        means = [
+            np.abs(
+                (logits_of(opened(quantizer.graph(Recipe(quantizer.names, corrected=on))), pixels) - reference).mean(0)
+            )
+            for on in (True, False)
+        ]
+        assert means[0].sum() < means[1].sum()
+
     @pytest.mark.slow
     def test_the_search_ends_within_its_budget_and_shows_its_path(self, material: Material, images: RunImages) -> None:
         graph = material.graph("int8")

@@ -36,13 +36,20 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks are too small to share out; more threads only get in each other's way."""
-    before = torch.get_num_threads()
+THREADS = torch.get_num_threads()
+
+
+# Hooks, not a fixture: one of the session, which those that train would need, would last into the tests of other rooms.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The networks here are too small to share out; more threads only get in each other's way."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Other rooms get what they had."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
