@@ -27,7 +27,7 @@ from measure import circumstances, table
 from servers import Payload, Server, ours
 from synthetic_photo import small_jpeg
 
-CONNECTIONS = 2048
+MOST_CONNECTIONS = 2048
 TIMES = 10
 SETTLED = 0.25
 """Share of the time after which memory should not grow: all connections have come by then."""
@@ -85,7 +85,7 @@ def overloaded(server: Server, payload: Payload, seconds: float) -> Round:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        outcome = server.load(payload, seconds, CONNECTIONS, TIMES * before)
+        outcome = server.load(payload, seconds, MOST_CONNECTIONS, TIMES * before)
     finally:
         done.set()
         watching.join()
