@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from pocketdx_serve import routes, routes_v2
+from pocketdx_serve.breaks import Breaks
 from pocketdx_serve.envelope import Envelope
 from pocketdx_serve.models import Models, name_of
 from pocketdx_serve.pages import WEB, page_files, page_routes
@@ -110,6 +111,7 @@ def create_app(
     app.surround(Envelope, metrics=service.metrics)
     # Not with CORS: a page could not read a refusal without its headers.
     app.state.shedding = Shedding(service.metrics, service.room, () if cors else [each.path for each in for_images])
+    app.state.breaks = Breaks(service.workers.supplied)
     app.include_router(routes.images)
     app.include_router(routes.api)
     app.include_router(routes_v2.v2)

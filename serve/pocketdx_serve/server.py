@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from pocketdx_serve.breaks import Breaks
     from pocketdx_serve.shedding import Shedding
 
 BACKLOG = 4096
@@ -79,7 +80,7 @@ def server_for(app: FastAPI) -> uvicorn.Server:
     """uvicorn for an app of `create_app`; ``run(sockets=[...])`` serves until ``should_exit`` is set."""
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (_Protocol,), {"shedding": app.state.shedding}),
+        http=type("Protocol", (_Protocol,), {"shedding": app.state.shedding, "breaks": app.state.breaks}),
         loop="auto",  # uvloop where it is installed
         ws="none",
         lifespan="on",
@@ -161,6 +162,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """
 
     shedding: Shedding
+    breaks: Breaks
     _last: Any = None
     _refusals = 0
     # Whether the next byte is the first of a request. Never so without httptools, which alone tells.
@@ -170,6 +172,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.breaks.connected()
         self._between = hasattr(self, "parser")
         self._watch = self.loop.call_later(HEADER_TIMEOUT, self._look)
 
@@ -218,6 +221,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._unset_keepalive_if_required()
         self._refusals += 1
         self.transport.write(refusal)
+        self.breaks.soon()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         shedding = self.shedding
@@ -232,6 +236,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             # As `RequestResponseCycle.send` does with the last part of a response; the rest of the body is dropped.
             cycle.response_started = cycle.response_complete = True
             self.transport.write(shedding.refusal(cycle.scope, keep_alive=keep_alive))
+            self.breaks.soon()
             if not keep_alive:
                 self.transport.close()
             if self.pipeline:  # not at once: of a thousand requests in a row, each would call for the next

@@ -193,6 +193,10 @@ class Workers:
         """Threads at work."""
         return len(self._busy_since)
 
+    def supplied(self) -> bool:
+        """Whether every thread finds work when it has done what it is at, all that it may take at once."""
+        return len(self._waiting) >= self.threads * MOST_TOGETHER
+
     def stalled(self, seconds: float) -> bool:
         """Whether every thread has been busy with one job for more than ``seconds``."""
         with self._changed:
