@@ -145,6 +145,34 @@ def test_it_does_so_in_the_midst_of_a_soup(
     assert outcome(out) == uninterrupted(**changes)
 
 
+@pytest.mark.parametrize("batch", [0, 2])
+def test_it_does_so_with_a_teacher(
+    batch: int,
+    pictures: Path,
+    quick: Quick,
+    finished: fit.Finished,
+    killed: Callable[..., Path],
+    uninterrupted: Callable[..., Any],
+) -> None:
+    changes = {**FULL, "teacher": str(finished.run.folder)}
+    out = killed(epoch=1, batch=batch, **changes)
+    fit.train(pictures, out, quick(**changes), resume=True)
+    assert outcome(out) == uninterrupted(**changes)
+    assert outcome(out) != uninterrupted(**FULL)
+
+
+def test_with_a_teacher_of_other_weights_it_does_not_go_on(
+    pictures: Path, quick: Quick, finished: fit.Finished, killed: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished.run.folder, teacher)
+    changes = {"epochs": 2, "teacher": str(teacher)}
+    out = killed(epoch=1, batch=1, **changes)
+    fit.train(pictures, teacher, quick(epochs=1, seed=1), force=True)
+    with pytest.raises(CheckpointError, match="--teacher had other weights"):
+        fit.train(pictures, out, quick(**changes), resume=True)
+
+
 def test_a_run_killed_between_the_best_and_the_last_checkpoint_repeats_the_epoch(
     pictures: Path, quick: Quick, tmp_path: Path, uninterrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ BAD: dict[str, list[Any]] = {
     "balance": ["maybe"],
     "augment": ["wild"],
     "ema": [1.0],
+    "teacher": [""],
     "soup": [0, 101],
     "patience": [-1],
     "monitor": ["accuracy"],

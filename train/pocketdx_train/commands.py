@@ -64,6 +64,7 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @_setting("balance", "How classes of different size are evened out.", type=click.Choice(BALANCING))
 @_setting("augment", "How pictures are varied in training.", type=click.Choice(AUGMENTATIONS))
 @_setting("ema", "Decay of the weights' moving average; 0 is off.")
+@_setting("teacher", "Run whose network, a larger one say, is learnt from instead of the labels.")
 @_setting("soup", "Trainings from the same start whose weights are averaged; each costs --epochs.")
 @_setting("patience", "Stop after so many epochs without a better AUC; 0 is never.")
 @_setting("monitor", "What chooses the epoch that is kept.", type=click.Choice(MONITORS))

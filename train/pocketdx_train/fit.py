@@ -21,6 +21,7 @@ from pocketdx_train.loop import Machine
 from pocketdx_train.prepare import prepare
 from pocketdx_train.settings import TrainSettings
 from pocketdx_train.sources import classes, open_source
+from pocketdx_train.teacher import check_not_taught_on_test, open_teacher
 from pocketdx_train.unfinished import Begun, Unfinished
 
 __all__ = ["Finished", "Machine", "train"]
@@ -86,13 +87,24 @@ def train(
         source = open_source(path, patient_regex=settings.patient_regex)
         labels = classes(source)
         network = _network(settings, len(labels))
+        teacher = open_teacher(settings.teacher, labels, network.preprocessing)
         prepared = prepare(source, labels, settings, cache=cache, progress=decoding)
         for line in prepared.report.lines() if first else ():
             say(line)
-        begun = Begun.with_(settings, prepared, trainer.world_size)
+        if teacher is not None:
+            check_not_taught_on_test(teacher, prepared)
+        begun = Begun.with_(settings, prepared, trainer.world_size, teacher)
         with unfinished.opened(begun, prepared, resume=resume) if first else nullcontext():
             state = unfinished.last if resume and unfinished.last.is_file() else None
-            loop.fit(trainer, network, prepared, settings, workers=machine.workers, state=state)
+            loop.fit(
+                trainer,
+                network,
+                prepared,
+                settings,
+                teacher=None if teacher is None else teacher.network(),
+                workers=machine.workers,
+                state=state,
+            )
             if not first:
                 return None
             device = trainer.strategy.root_device

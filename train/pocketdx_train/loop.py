@@ -144,6 +144,7 @@ def fit(
     prepared: Prepared,
     settings: TrainSettings,
     *,
+    teacher: Network | None = None,
     workers: int = 0,
     state: Path | None = None,
 ) -> None:
@@ -154,6 +155,7 @@ def fit(
         network: what learns.
         prepared: the data.
         settings: how to train.
+        teacher: what it learns from instead of the labels.
         workers: processes that augment pictures.
         state: checkpoint to go on from.
 
@@ -176,6 +178,7 @@ def fit(
         classes=len(prepared.labels),
         class_weights=torch.tensor(by_class, dtype=torch.float32) if settings.balance == "weights" else None,
         steps_per_epoch=len(loader),
+        teacher=teacher,
     )
     try:
         trainer.fit(module, loader, validation, ckpt_path=state)

@@ -33,6 +33,8 @@ class Classifier(lightning.LightningModule):
         classes: number of classes C.
         class_weights: float32 [C] for the loss, or None.
         steps_per_epoch: optimizer steps, for the schedule.
+        teacher: in evaluation mode, with the same normalisation; what it says of a picture is learnt instead of the
+            label. It learns nothing, and is no part of a checkpoint.
     """
 
     def __init__(
@@ -43,14 +45,22 @@ class Classifier(lightning.LightningModule):
         classes: int,
         class_weights: torch.Tensor | None,
         steps_per_epoch: int,
+        teacher: Network | None = None,
     ) -> None:
         super().__init__()
+        self._teacher = None if teacher is None else (teacher,)  # in a tuple Lightning does not find it
         self.network = network
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.auc = MulticlassAUROC(classes, average="macro")
         self.auc_shifted = MulticlassAUROC(classes, average="macro")
+
+    def on_fit_start(self) -> None:
+        """Put the teacher where the network is."""
+        for teacher in self._teacher or ():
+            teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Everything learns, or the classifier alone; then the backbone's batch norms must not drift either."""
@@ -69,7 +79,7 @@ class Classifier(lightning.LightningModule):
         if self.settings.mixup:
             loss = self._mixed_loss(normalised, labels)
         else:
-            loss = self._loss(self._logits(normalised), labels)
+            loss = self._loss(self._logits(normalised), labels, self._taught(normalised))
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
 
@@ -120,8 +130,18 @@ class Classifier(lightning.LightningModule):
             features = self.network.features(normalised)
         return self.network.classify(features)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _taught(self, normalised: torch.Tensor) -> torch.Tensor | None:
+        """The teacher's probabilities, float32 [N, C], if there is one."""
+        if self._teacher is None:
+            return None
+        (teacher,) = self._teacher
+        with torch.no_grad():
+            return teacher.classify(teacher.features(normalised)).float().softmax(1)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None = None) -> torch.Tensor:
         weight: Any = self.class_weights
+        if taught is not None:
+            return _distance(logits.float(), taught, None if weight is None else weight[labels])
         smoothing = self.settings.label_smoothing
         return nn.functional.cross_entropy(logits.float(), labels, weight=weight, label_smoothing=smoothing)
 
@@ -130,8 +150,9 @@ class Classifier(lightning.LightningModule):
         alpha = torch.tensor(self.settings.mixup)
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         other = torch.randperm(len(labels), device=normalised.device)
-        logits = self._logits(share * normalised + (1 - share) * normalised[other])
-        return share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[other])
+        mixed = share * normalised + (1 - share) * normalised[other]
+        logits, taught = self._logits(mixed), self._taught(mixed)
+        return share * self._loss(logits, labels, taught) + (1 - share) * self._loss(logits, labels[other], taught)
 
     def _body_factor(self, step: int) -> float:
         main = step - self.settings.first_epochs * self.steps_per_epoch
@@ -149,3 +170,18 @@ class Classifier(lightning.LightningModule):
         if step < self.settings.first_epochs * self.steps_per_epoch:
             return self.settings.head_lr / self.settings.lr
         return self._body_factor(step)
+
+
+def _distance(logits: torch.Tensor, probabilities: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy with a teacher's probabilities: Hinton et al., 2015, at temperature 1.
+
+    Both see the same variation of a picture, and labels play no part, as in Beyer et al., CVPR 2022 ("a good teacher is
+    patient and consistent").
+
+    Args:
+        logits: float32 [N, C].
+        probabilities: float32 [N, C].
+        weights: float32 [N] of the pictures, or None.
+    """
+    each = nn.functional.cross_entropy(logits, probabilities, reduction="none")
+    return each.mean() if weights is None else (each * weights).sum() / weights.sum()

@@ -43,12 +43,13 @@ class TrainSettings:
         lr: peak learning rate of the main phase. head_lr: of the head's phase.
         weight_decay: decoupled (AdamW); not on biases and batch norms.
         warmup: share of the main phase with a rising learning rate; after it a cosine to 0.
-        label_smoothing: in [0, 1).
+        label_smoothing: in [0, 1); of labels, so without effect where there is a teacher.
         mixup: alpha of the Beta distribution (Zhang et al., 2018); 0 is off.
         dropout: before the final layer.
         balance: "weights" (in the loss), "sampling" (of the images) or "none".
         augment: a key of `augment.RECIPES`.
         ema: decay of the weights' moving average; 0 is off.
+        teacher: folder of a run to learn from instead of the labels (distillation); None is without.
         soup: trainings of `epochs` epochs from the same start, whose weights are averaged (Wortsman et al., 2022).
         patience: epochs without a better `monitor` before training stops; 0 is never.
         monitor: what the best epoch is chosen by: AUC on validation under simulated shift, or as it is; or "last":
@@ -76,6 +77,7 @@ class TrainSettings:
     balance: str = "weights"
     augment: str = "medical"
     ema: float = 0.99
+    teacher: str | None = None
     soup: int = 1
     patience: int = 0
     monitor: str = "val_auc_shifted"
@@ -105,6 +107,7 @@ class TrainSettings:
             "balance": (self.balance in BALANCING, _one_of(BALANCING)),
             "augment": (self.augment in AUGMENTATIONS, _one_of(AUGMENTATIONS)),
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
+            "teacher": (self.teacher != "", "the folder of a run"),
             "soup": (1 <= self.soup <= 100, "1 to 100"),
             "patience": (self.patience >= 0, "0 or more"),
             "monitor": (self.monitor in MONITORS, _one_of(MONITORS)),
