@@ -7,9 +7,11 @@ virus, B the other way round. Each looks at its pictures as they are, and under 
 (geometry, light, sharpness, noise, compression), about severity 3 to 4 of 5 in the words of ImageNet-C (Hendrycks and
 Dietterich, 2019). Small pictures and a part of them keep it cheap.
 
-    python benchmarks/choose_recipe.py chest-xray/train --weights mobilenet_v3_small.safetensors --out choice
+    python benchmarks/choose_recipe.py chest-xray/train --out choice \
+        --weights mobilenet_v3_small.safetensors --teacher-weights mobilenet_v2.safetensors
 
-Results are kept in --out, a file a training, and not made again: more candidates or seeds can be added later.
+Networks are kept in --out and not trained again: more candidates or seeds can be added later. Choose another --out for
+another --images.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,12 +28,14 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from chest_xray import RECIPE
+from chest_xray import RECIPE, TEACHER
 from measure import circumstances, table
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from safetensors.torch import load_file, save_file
 
 from pocketdx_train import fit, loop
+from pocketdx_train.architectures import Network
 from pocketdx_train.cache import Decoded, decode_once
 from pocketdx_train.callbacks import Averaging
 from pocketdx_train.evaluation import network_logits
@@ -40,13 +45,15 @@ from pocketdx_train.settings import TrainSettings
 from pocketdx_train.sources import classes, open_source
 from pocketdx_train.splits import DataReport
 
+TAUGHT = "its direction's"
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
-    "one training": {"soup": 1},
+    "without a teacher": {"teacher": None},
+    "the teacher": {**TEACHER, "teacher": None},
     "slower": {"lr": 3e-4},
     "milder": {"augment": "medical"},
 }
-"""Changes to the recipe of chest_xray.py."""
+"""Changes to the recipe of chest_xray.py, at whose end the network has learnt from a teacher with the same seed."""
 
 LOOKED_AT = 300
 """Pictures of each class to look at."""
@@ -153,14 +160,25 @@ def shared_out(data: Decoded, labels: Sequence[str], direction: str, most: int) 
     return Prepared(data, tuple(labels), tuple(splits), nothing), np.array(looked_at)
 
 
-def trial(prepared: Prepared, looked_at: NDArray[np.int64], settings: TrainSettings, folder: Path) -> dict[str, float]:
-    """Train once, and give AUC and balanced accuracy on the other pictures, as they are and changed."""
+def trained(prepared: Prepared, settings: TrainSettings, folder: Path, teacher: Network | None) -> Network:
+    """A network that has been trained once, or what an earlier call kept of it."""
+    kept = folder / f"{named(settings)}.safetensors"
     average = Averaging(settings.ema, head_epochs=settings.first_epochs, epochs=settings.epochs)
     network = fit._network(settings, len(prepared.labels))
+    if kept.is_file():
+        network.backbone.load_state_dict(load_file(kept))
+        return network.eval()
     with loop.quiet():
         trainer = loop.make_trainer(settings, loop.Machine("cpu"), [average], folder=folder, tensorboard=False)
-        loop.fit(trainer, network, prepared, settings)  # the average is in the network at its end
-    predict, ill = network_logits(network.eval()), prepared.targets()[looked_at] == 1
+        # The average is in the network at its end.
+        loop.fit(trainer, network, prepared, settings, teacher=teacher)
+    save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, kept)
+    return network.eval()
+
+
+def figures(network: Network, prepared: Prepared, looked_at: NDArray[np.int64]) -> dict[str, float]:
+    """AUC and balanced accuracy on the other pictures, as they are and changed."""
+    predict, ill = network_logits(network), prepared.targets()[looked_at] == 1
     plain = prepared.data.pixels[looked_at]
     hard = np.stack([changed(each, np.random.default_rng([3, i])) for i, each in enumerate(plain)])
     found = {}
@@ -176,12 +194,12 @@ def report(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """A row a candidate, the mean of its trials; the best AUC, over plain and changed pictures, first."""
     names = ["plain AUC", "changed AUC", "plain accuracy", "changed accuracy"]
 
-    def figures(candidate: str) -> list[float]:
+    def means(candidate: str) -> list[float]:
         return [mean(each[name] for each in found[candidate]) for name in names]
 
     rows = []
-    for candidate in sorted(found, key=lambda name: -mean(figures(name)[:2])):
-        values = figures(candidate)
+    for candidate in sorted(found, key=lambda name: -mean(means(name)[:2])):
+        values = means(candidate)
         rows.append([candidate, f"{mean(values[:2]):.4f}", *(f"{value:.4f}" for value in values)])
     return table(["", "mean AUC", *names], rows)
 
@@ -195,28 +213,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder `train`, with NORMAL and PNEUMONIA")
     parser.add_argument("--weights", default="imagenet", help="to start from: imagenet, or a .safetensors file")
+    parser.add_argument("--teacher-weights", default="imagenet", help="the same of the teacher")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and decoded images")
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--size", type=int, default=112, help="side of the pictures in pixels [112]")
     parser.add_argument("--images", type=int, default=1500, help="to train on [1500]")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    for direction in DIRECTIONS:
+        (options.out / direction).mkdir(parents=True, exist_ok=True)
     source = open_source(options.data, patient_regex=RECIPE["patient_regex"])
     labels = classes(source)
     data = decode_once(source, options.size, options.out / "cache")
+    weights = {TEACHER["architecture"]: options.teacher_weights}
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in options.seeds:
+    for seed, direction in itertools.product(options.seeds, DIRECTIONS):
+        prepared, looked_at = shared_out(data, labels, direction, options.images)
+
+        def network(
+            candidate: str, *, seed: int = seed, prepared: Prepared = prepared, folder: Path = options.out / direction
+        ) -> Network:
+            chosen = {**RECIPE, "teacher": TAUGHT, **CANDIDATES[candidate]}
+            start = weights.get(chosen.get("architecture", ""), options.weights)
+            settings = TrainSettings(**chosen, size=options.size, weights=start, seed=seed)
+            return trained(prepared, settings, folder, network("the teacher") if settings.teacher else None)
+
         for candidate in options.candidates:
-            chosen = {**RECIPE, **CANDIDATES[candidate]}
-            settings = TrainSettings(**chosen, size=options.size, weights=options.weights, seed=seed)
-            for direction in DIRECTIONS:
-                file = options.out / f"{named(settings)}-{direction}-{options.images}.json"
-                if not file.is_file():
-                    prepared, looked_at = shared_out(data, labels, direction, options.images)
-                    file.write_text(json.dumps(trial(prepared, looked_at, settings, options.out)), "utf-8")
-                found.setdefault(candidate, []).append(json.loads(file.read_text("utf-8")))
-                print(candidate, direction, seed, found[candidate][-1], flush=True)
+            found.setdefault(candidate, []).append(figures(network(candidate), prepared, looked_at))
+            print(candidate, direction, seed, found[candidate][-1], flush=True)
     print(report(found))
     print(f"\nAccuracy is the mean of both classes'. {options.images} pictures of {options.size} px to train on.\n")
     print(circumstances(["torch"]))
