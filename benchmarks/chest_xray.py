@@ -1,12 +1,10 @@
 """Train on the paediatric chest X-rays of Kermany et al. (2018), once a seed; export; compare; report.
 
 DATA holds `train` and `test`, each with a folder per class (NORMAL, PNEUMONIA), the file names as published: they tell
-the patients, by whom validation is split off `train`. Each seed trains a MobileNetV2 and, with it as the teacher, the
-MobileNetV3-small that is reported. `test` is looked at once, by the finished networks. Seeds whose folder is complete
-are not trained again, and a training that was stopped goes on where it was.
+the patients, by whom validation is split off `train`. `test` is looked at once, by the finished network. Seeds whose
+folder is complete are not trained again, and a training that was stopped goes on where it was.
 
-    python benchmarks/chest_xray.py chest-xray --out results --seeds 0 1 2 \
-        --weights mobilenet_v3_small.safetensors --teacher-weights mobilenet_v2.safetensors
+    python benchmarks/chest_xray.py chest-xray --out results --weights mobilenet_v3_small.safetensors --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -33,11 +31,9 @@ RECIPE: Mapping[str, Any] = {
     "patient_regex": r"(person\d+)_|((?:NORMAL2-)?IM-\d+)-",
     "augment": "strong",
     "lr": 1e-3,
-    "epochs": 4,
+    "epochs": 2,
 }
 """Fields of `TrainSettings`."""
-
-TEACHER: Mapping[str, Any] = {**RECIPE, "architecture": "mobilenet_v2", "epochs": 2}
 
 PUBLISHED = (
     ("ResNet-18, ImageNet weights, fine-tuned, 224 px (Doerrich et al., 2025)", ".980", ".911"),
@@ -58,8 +54,7 @@ class Outcome:
         seed: of the training.
         auc: on test, in [0, 1].
         accuracy: on test, in [0, 1].
-        minutes: of both trainings, evaluation included.
-        teacher: test AUC and accuracy of the teacher.
+        minutes: of the training, evaluation included.
         images: of the test split that were compared.
         logits: largest difference between the exported file's logits and the network's, fed the same pixels.
         agreement: share of the images with the same top-1, each side with its own decoding, by the worst road.
@@ -70,27 +65,15 @@ class Outcome:
     auc: float
     accuracy: float
     minutes: float
-    teacher: tuple[float, float]
     images: int
     logits: float
     agreement: float
     passed: bool
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What the two networks start from: "imagenet" or files."""
-
-    pupil: str
-    teacher: str
-
-
-def settings_for(seed: int, weights: Weights, teacher: Path) -> tuple[TrainSettings, TrainSettings]:
-    """Of the teacher and of its pupil."""
-    return (
-        TrainSettings(**TEACHER, seed=seed, weights=weights.teacher),
-        TrainSettings(**RECIPE, seed=seed, weights=weights.pupil, teacher=str(teacher)),
-    )
+def settings_for(seed: int, weights: str) -> TrainSettings:
+    """The recipe with a seed and the weights to start from."""
+    return TrainSettings(**RECIPE, seed=seed, weights=weights)
 
 
 def train_command(data: Path, run: Path, settings: TrainSettings, machine: Sequence[str]) -> list[str]:
@@ -102,33 +85,18 @@ def train_command(data: Path, run: Path, settings: TrainSettings, machine: Seque
     return ["train", str(data), "--out", str(run), *flags, *machine, *resume]
 
 
-def trained(data: Path, run: Path, settings: TrainSettings, machine: Sequence[str], cache: Sequence[str]) -> Any:
-    """What `run.json` says, once there is one.
-
-    Raises:
-        SystemExit: training failed, or there is a run with other settings.
-    """
-    if not (run / "run.json").is_file():
-        pocketdx([*train_command(data, run, settings, machine), *cache])
-    record = json.loads((run / "run.json").read_text("utf-8"))
-    if record["settings"] != asdict(settings):
-        other = ", ".join(name for name, value in asdict(settings).items() if record["settings"].get(name) != value)
-        raise SystemExit(f"{run}: trained with another {other}; choose another --out")
-    return record
-
-
-def measure(
-    data: Path, folder: Path, seed: int, weights: Weights, machine: Sequence[str], cache: Sequence[str]
-) -> Outcome:
+def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence[str], cache: Sequence[str]) -> Outcome:
     """Train, export and compare one seed, or read what an earlier call left in `folder`.
 
     Raises:
         SystemExit: a command failed, or `folder` holds a run with other settings.
     """
-    teacher, run, bundle, parity = (folder / name for name in ("teacher", "run", "bundle", "parity.json"))
-    of_teacher, of_pupil = settings_for(seed, weights, teacher)
-    taught_by = trained(data, teacher, of_teacher, machine, cache)
-    record = trained(data, run, of_pupil, machine, cache)
+    run, bundle, parity = folder / "run", folder / "bundle", folder / "parity.json"
+    if not (run / "run.json").is_file():
+        pocketdx([*train_command(data, run, settings, machine), *cache])
+    elif (found := json.loads((run / "run.json").read_text("utf-8"))["settings"]) != asdict(settings):
+        other = ", ".join(name for name, value in asdict(settings).items() if found.get(name) != value)
+        raise SystemExit(f"{run}: trained with another {other}; choose another --out")
     if not (bundle / "manifest.json").is_file():
         only = ["--format", "onnx", "--precision", "fp32"]
         pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", *only])
@@ -138,11 +106,11 @@ def measure(
         aside = parity.with_suffix(".part")
         aside.write_text(answer, "utf-8")
         aside.replace(parity)
-    return outcome(taught_by, record, json.loads(parity.read_text("utf-8")))
+    return outcome(json.loads((run / "run.json").read_text("utf-8")), json.loads(parity.read_text("utf-8")))
 
 
-def outcome(teacher: Mapping[str, Any], run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
-    """Read the figures out of each `run.json` and of parity's JSON."""
+def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
+    """Read the figures out of `run.json` and of parity's JSON."""
     (report,) = (
         each for each in parity["cells"] if each["file"].endswith("fp32.onnx") and each["backend"] == "onnxruntime"
     )
@@ -154,8 +122,7 @@ def outcome(teacher: Mapping[str, Any], run: Mapping[str, Any], parity: Mapping[
         seed=run["settings"]["seed"],
         auc=run["metrics"]["test/auc"]["value"],
         accuracy=run["metrics"]["test/accuracy"]["value"],
-        minutes=(teacher["seconds"] + run["seconds"]) / 60,
-        teacher=(teacher["metrics"]["test/auc"]["value"], teacher["metrics"]["test/accuracy"]["value"]),
+        minutes=run["seconds"] / 60,
         images=report["images"],
         # What is not a number is null in the JSON: the worst that can be.
         logits=max(values("logits, max", math.inf)),
@@ -166,7 +133,7 @@ def outcome(teacher: Mapping[str, Any], run: Mapping[str, Any], parity: Mapping[
 
 def report(outcomes: Sequence[Outcome]) -> str:
     """The table: a row a seed, their mean and spread, the targets, and what others published."""
-    head = ["", "test AUC", "accuracy", "training, min", "logits, max", "same top-1", "parity", "its teacher"]
+    head = ["", "test AUC", "accuracy", "training, min", "logits, max", "same top-1", "parity"]
     rows = [
         [
             f"seed {each.seed}",
@@ -176,18 +143,17 @@ def report(outcomes: Sequence[Outcome]) -> str:
             f"{each.logits:.1e}",
             f"{each.agreement:.2%}",
             "passed" if each.passed else "FAILED",
-            "{:.4f} / {:.4f}".format(*each.teacher),
         ]
         for each in outcomes
     ]
     figures = [[each.auc for each in outcomes], [each.accuracy for each in outcomes]]
     longest = max(each.minutes for each in outcomes)
-    rows.append(["**mean**", *(f"**{mean(each):.4f}**" for each in figures), f"{longest:.1f} at most", *[""] * 4])
+    rows.append(["**mean**", *(f"**{mean(each):.4f}**" for each in figures), f"{longest:.1f} at most", "", "", ""])
     if len(outcomes) > 1:
-        rows.append(["standard deviation", *(f"{stdev(each):.4f}" for each in figures), *[""] * 5])
-        rows.append(["smallest to largest", *(f"{min(each):.4f} to {max(each):.4f}" for each in figures), *[""] * 5])
-    rows.append([*TARGETS, "", ""])
-    rows += [[name, auc, accuracy, *[""] * 5] for name, auc, accuracy in PUBLISHED]
+        rows.append(["standard deviation", *(f"{stdev(each):.4f}" for each in figures), "", "", "", ""])
+        rows.append(["smallest to largest", *(f"{min(each):.4f} to {max(each):.4f}" for each in figures), *[""] * 4])
+    rows.append([*TARGETS, ""])
+    rows += [[name, auc, accuracy, *[""] * 4] for name, auc, accuracy in PUBLISHED]
     return table(head, rows)
 
 
@@ -209,7 +175,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train and test")
     parser.add_argument("--weights", default="imagenet", help="to start from: imagenet, or a .safetensors file")
-    parser.add_argument("--teacher-weights", default="imagenet", help="the same of the teacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each [0 1 2]")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs; one that is there goes on")
     parser.add_argument("--workers", type=int, default=2, help="processes that augment; changes no figure [2]")
@@ -217,17 +182,15 @@ def main() -> None:
     options = parser.parse_args()
     cache = ["--cache", str(options.cache)] if options.cache else []
     machine = ["--workers", str(options.workers)]
-    weights = Weights(options.weights, options.teacher_weights)
     outcomes = []
     for seed in options.seeds:
-        outcomes.append(measure(options.data, options.out / f"seed-{seed}", seed, weights, machine, cache))
+        settings = settings_for(seed, options.weights)
+        outcomes.append(measure(options.data, options.out / f"seed-{seed}", settings, machine, cache))
         print(f"seed {seed}: AUC {outcomes[-1].auc:.4f}, accuracy {outcomes[-1].accuracy:.4f}", file=sys.stderr)
     print(report(outcomes))
-    named = Weights(*("FILE" if each != "imagenet" else each for each in (weights.pupil, weights.teacher)))
-    both = zip(("TEACHER", "RUN"), settings_for(options.seeds[0], named, Path("TEACHER")), strict=True)
-    commands = [" ".join(train_command(Path("DATA"), Path(out), settings, [])) for out, settings in both]
-    print(f"\nParity over all {outcomes[0].images} test images. Each seed:\n")
-    print("".join(f"- `pocketdx {command}`\n" for command in commands))
+    settings = settings_for(options.seeds[0], "FILE" if options.weights != "imagenet" else "imagenet")
+    command = " ".join(train_command(Path("DATA"), Path("RUN"), settings, []))
+    print(f"\nParity over all {outcomes[0].images} test images. Each seed: `pocketdx {command}`\n")
     print(circumstances(["torch", "torchvision", "lightning", "onnx"]))
 
 

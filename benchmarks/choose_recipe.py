@@ -22,13 +22,13 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from chest_xray import RECIPE, TEACHER
+from chest_xray import RECIPE
 from measure import circumstances, table
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -45,15 +45,16 @@ from pocketdx_train.settings import TrainSettings
 from pocketdx_train.sources import classes, open_source
 from pocketdx_train.splits import DataReport
 
-TAUGHT = "its direction's"
+TEACHER = {"architecture": "mobilenet_v2"}
+TAUGHT = "the teacher with the same seed"
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
-    "without a teacher": {"teacher": None},
-    "the teacher": {**TEACHER, "teacher": None},
+    "a teacher": {"teacher": TAUGHT, "epochs": 2 * RECIPE["epochs"]},
+    "the teacher itself": TEACHER,
     "slower": {"lr": 3e-4},
     "milder": {"augment": "medical"},
 }
-"""Changes to the recipe of chest_xray.py, at whose end the network has learnt from a teacher with the same seed."""
+"""Changes to the recipe of chest_xray.py."""
 
 LOOKED_AT = 300
 """Pictures of each class to look at."""
@@ -176,6 +177,33 @@ def trained(prepared: Prepared, settings: TrainSettings, folder: Path, teacher: 
     return network.eval()
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One direction with one seed.
+
+    Attributes:
+        prepared: what is trained on.
+        folder: where networks are kept.
+        size: side of the pictures in pixels.
+        seed: of the trainings.
+        weights: what an architecture starts from.
+    """
+
+    prepared: Prepared
+    folder: Path
+    size: int
+    seed: int
+    weights: Mapping[str, str]
+
+    def network(self, candidate: str) -> Network:
+        """The candidate's, trained; where it has a teacher, that one before it."""
+        chosen = {**RECIPE, **CANDIDATES[candidate]}
+        start = self.weights[chosen.get("architecture", TrainSettings.architecture)]
+        settings = TrainSettings(**chosen, size=self.size, weights=start, seed=self.seed)
+        teacher = self.network("the teacher itself") if settings.teacher else None
+        return trained(self.prepared, settings, self.folder, teacher)
+
+
 def figures(network: Network, prepared: Prepared, looked_at: NDArray[np.int64]) -> dict[str, float]:
     """AUC and balanced accuracy on the other pictures, as they are and changed."""
     predict, ill = network_logits(network), prepared.targets()[looked_at] == 1
@@ -225,21 +253,13 @@ def main() -> None:
     source = open_source(options.data, patient_regex=RECIPE["patient_regex"])
     labels = classes(source)
     data = decode_once(source, options.size, options.out / "cache")
-    weights = {TEACHER["architecture"]: options.teacher_weights}
+    weights = {TrainSettings.architecture: options.weights, TEACHER["architecture"]: options.teacher_weights}
     found: dict[str, list[dict[str, float]]] = {}
     for seed, direction in itertools.product(options.seeds, DIRECTIONS):
         prepared, looked_at = shared_out(data, labels, direction, options.images)
-
-        def network(
-            candidate: str, *, seed: int = seed, prepared: Prepared = prepared, folder: Path = options.out / direction
-        ) -> Network:
-            chosen = {**RECIPE, "teacher": TAUGHT, **CANDIDATES[candidate]}
-            start = weights.get(chosen.get("architecture", ""), options.weights)
-            settings = TrainSettings(**chosen, size=options.size, weights=start, seed=seed)
-            return trained(prepared, settings, folder, network("the teacher") if settings.teacher else None)
-
+        trial = Trial(prepared, options.out / direction, options.size, seed, weights)
         for candidate in options.candidates:
-            found.setdefault(candidate, []).append(figures(network(candidate), prepared, looked_at))
+            found.setdefault(candidate, []).append(figures(trial.network(candidate), prepared, looked_at))
             print(candidate, direction, seed, found[candidate][-1], flush=True)
     print(report(found))
     print(f"\nAccuracy is the mean of both classes'. {options.images} pictures of {options.size} px to train on.\n")
