@@ -311,7 +311,7 @@ def test_training_stops_when_patience_is_at_an_end_and_not_before() -> None:
 def test_a_training_that_diverges_is_said_so_with_the_epoch_and_the_remedy(
     pictures: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Classifier, "_loss", lambda _self, logits, _labels: logits.sum() * float("nan"))
+    monkeypatch.setattr(Classifier, "_loss", lambda _self, logits, *_: logits.sum() * float("nan"))
     with pytest.raises(TrainError, match=r"training diverged in epoch 1 \(train_loss is not finite\); .*--lr"):
         fit.train(pictures, tmp_path / "run", quick())
     assert list(tmp_path.iterdir()) == []
