@@ -17,6 +17,7 @@ from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
 from pocketdx_export.quantize.calibration import Images, RunImages
 from pocketdx_export.quantize.moments import Moments, input_moments
 from pocketdx_export.quantize.trial import Timer
+from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.manifest import Manifest
 from pocketdx_train.run import Run
 
@@ -111,6 +112,15 @@ class Material:
             return None
         chosen = self.images.calibration()
         return Calibrated(chosen, input_moments(self.fp32_graph, chosen.pixels))
+
+    @cached_property
+    def calibrated_if_possible(self) -> Calibrated | None:
+        """The same, and None also where that cannot be had: w8 does without, and says so."""
+        try:
+            return self.calibrated
+        except PocketDxError as problem:
+            self.say(f"w8: rounded without images ({problem})")
+            return None
 
     @cached_property
     def float_tflite(self) -> bytes:

@@ -51,7 +51,7 @@ def compared(xrays: Path, shared_weights: Path, tmp_path_factory: pytest.TempPat
     weights = shared_weights / "mobilenet_v3_small.imagenet.safetensors"
     pocketdx("train", xrays, "--out", run, "--weights", weights, "--epochs", 3, "--lr", 1e-3, *cache)
     wanted = [f"--{kind}={name}" for kind, names in (("format", FORMATS), ("precision", PRECISIONS)) for name in names]
-    pocketdx("export", run, "--out", bundle, *wanted)
+    pocketdx("export", run, "--out", bundle, "--data", xrays, *wanted, *cache)
     return dict(json.loads(pocketdx("parity", bundle, "--against", run, "--data", xrays, "--json", *cache)))
 
 

@@ -9,24 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from onnx import numpy_helper
+
 from pocketdx_export.deploy import DeployModule, FixedSizeModule
 from pocketdx_export.errors import ExportError
 from pocketdx_export.formats.tflite_metadata import manifest_of, with_metadata
-from pocketdx_export.formats.tflite_weights import with_int8_weights
+from pocketdx_export.formats.tflite_weights import Layer, with_int8_weights
 from pocketdx_export.material import Material
 from pocketdx_export.noise import first_line, silenced
+from pocketdx_export.quantize.calibration import SEED
 from pocketdx_export.targets import Target
 from pocketdx_runtime.manifest import Quantization
 
-__all__ = ["QUANTIZATION", "converted", "manifest_of", "write"]
+__all__ = ["converted", "manifest_of", "write"]
 
-QUANTIZATION = {
-    "w8": Quantization(
-        weights="int8, a scale for each channel; float16 where small or depthwise",
-        method="least squared error, written by ai-edge-quantizer",
-    )
-}
-"""How the weights of each lossy precision are stored."""
+_WEIGHTS = "int8, a scale for each channel; float16 where small or depthwise"
 
 
 def write(target: Target, material: Material, path: Path) -> None:
@@ -35,13 +32,33 @@ def write(target: Target, material: Material, path: Path) -> None:
     Raises:
         ExportError: LiteRT's converter, quantizer or metadata writer refuses.
     """
-    content = material.float_tflite
+    content, quantization = material.float_tflite, None
     if target.precision == "w8":
-        content = with_int8_weights(content)
+        content, quantization = _in_8_bits(content, material)
     elif target.precision != "fp32":
         raise ExportError(f"{target.name}: no such precision")
-    manifest = replace(material.manifest(target.precision), quantization=QUANTIZATION.get(target.precision))
+    manifest = replace(material.manifest(target.precision), quantization=quantization)
     path.write_bytes(with_metadata(content, manifest))
+
+
+def _in_8_bits(content: bytes, material: Material) -> tuple[bytes, Quantization]:
+    """The file with its weights in 8 bits, rounded for the inputs that they meet where there are images."""
+    calibrated = material.calibrated_if_possible
+    if calibrated is None:
+        method = "least squared error, written by ai-edge-quantizer"
+        return with_int8_weights(content), Quantization(weights=_WEIGHTS, method=method)
+    layers = [
+        Layer(numpy_helper.to_array(each), calibrated.moments[each.name])
+        for each in material.fp32_graph.graph.initializer
+        if each.name in calibrated.moments
+    ]
+    return with_int8_weights(content, layers), Quantization(
+        weights=_WEIGHTS,
+        method="least squared error in the outputs; bias correction; written by ai-edge-quantizer",
+        calibration_split="train",
+        calibration_seed=SEED,
+        calibration_images=calibrated.images.names,
+    )
 
 
 def converted(module: DeployModule) -> bytes:

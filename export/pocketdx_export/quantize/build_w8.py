@@ -13,7 +13,6 @@ from pocketdx_export.quantize.calibration import SEED
 from pocketdx_export.quantize.moments import Moments
 from pocketdx_export.quantize.rounding import Rounder
 from pocketdx_export.quantize.weights import least_int8, store_weights_int8
-from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.manifest import Quantization
 
 if TYPE_CHECKING:
@@ -28,11 +27,7 @@ def build_w8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
     With the run's images the weights are rounded for the inputs that they meet; without, or with too few of a class, by
     themselves.
     """
-    try:
-        calibrated = material.calibrated
-    except PocketDxError as problem:
-        material.say(f"w8: rounded without images ({problem})")
-        calibrated = None
+    calibrated = material.calibrated_if_possible
     if calibrated is None:
         return stored(material.fp32_graph), Quantization(weights=_WEIGHTS, method="least squared error")
     return stored(material.fp32_graph, calibrated.moments), Quantization(
