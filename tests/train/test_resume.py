@@ -90,6 +90,21 @@ def killed(pictures: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.Mon
     return train
 
 
+@pytest.fixture
+def repeated(
+    pictures: Path, quick: Quick, killed: Callable[..., Path], uninterrupted: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Kill a training, resume it, and check that it ends as the uninterrupted one; gives how that is."""
+
+    def check(epoch: int, batch: int, **changes: Any) -> Any:
+        out = killed(epoch=epoch, batch=batch, **changes)
+        fit.train(pictures, out, quick(**changes), resume=True)
+        assert outcome(out) == uninterrupted(**changes)
+        return outcome(out)
+
+    return check
+
+
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
@@ -114,51 +129,27 @@ def test_it_does_so_with_worker_processes_too(
 
 @pytest.mark.parametrize(("head_epochs", "ema"), [(2, 0.0), (1, 0.99)])
 def test_it_does_so_with_and_without_the_moving_average_in_the_heads_phase_and_after(
-    head_epochs: int,
-    ema: float,
-    pictures: Path,
-    quick: Quick,
-    finished: fit.Finished,
-    killed: Callable[..., Path],
-    uninterrupted: Callable[..., Any],
+    head_epochs: int, ema: float, finished: fit.Finished, repeated: Callable[..., Any]
 ) -> None:
     changes = {"epochs": 1, "head_epochs": head_epochs, "ema": ema, "weights": str(finished.run.weights)}
-    out = killed(epoch=1, batch=1, **changes)
-    fit.train(pictures, out, quick(**changes), resume=True)
-    assert outcome(out) == uninterrupted(**changes)
+    repeated(epoch=1, batch=1, **changes)
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(2, 1), (3, 0), (4, 2)])  # in the first training, before and in the next
 def test_it_does_so_in_the_midst_of_a_soup(
-    epoch: int,
-    batch: int,
-    pictures: Path,
-    quick: Quick,
-    finished: fit.Finished,
-    killed: Callable[..., Path],
-    uninterrupted: Callable[..., Any],
+    epoch: int, batch: int, finished: fit.Finished, repeated: Callable[..., Any]
 ) -> None:
     weights = str(finished.run.weights)
     changes = {"epochs": 2, "head_epochs": 1, "ema": 0.9, "soup": 2, "weights": weights}
-    out = killed(epoch=epoch, batch=batch, **changes)
-    fit.train(pictures, out, quick(**changes), resume=True)
-    assert outcome(out) == uninterrupted(**changes)
+    repeated(epoch=epoch, batch=batch, **changes)
 
 
 @pytest.mark.parametrize("batch", [0, 2])
 def test_it_does_so_with_a_teacher(
-    batch: int,
-    pictures: Path,
-    quick: Quick,
-    finished: fit.Finished,
-    killed: Callable[..., Path],
-    uninterrupted: Callable[..., Any],
+    batch: int, finished: fit.Finished, repeated: Callable[..., Any], uninterrupted: Callable[..., Any]
 ) -> None:
-    changes = {**FULL, "teacher": str(finished.run.folder)}
-    out = killed(epoch=1, batch=batch, **changes)
-    fit.train(pictures, out, quick(**changes), resume=True)
-    assert outcome(out) == uninterrupted(**changes)
-    assert outcome(out) != uninterrupted(**FULL)
+    taught = repeated(epoch=1, batch=batch, **FULL, teacher=str(finished.run.folder))
+    assert taught != uninterrupted(**FULL)
 
 
 def test_with_a_teacher_of_other_weights_it_does_not_go_on(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pocketdx_export.errors import ExportError
 from pocketdx_export.noise import first_line, silenced
+from pocketdx_export.quantize.biases import mean_shift
 from pocketdx_export.quantize.rounding import compensated
 from pocketdx_export.quantize.weights import QuantizedWeight, quantize_weight
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ai_edge_quantizer.qtyping import ModelQuantizationRecipe
 
     from pocketdx_export.quantize.moments import Moments
-    from pocketdx_export.quantize.weights import Floats
+    from pocketdx_export.quantize.weights import Doubles, Floats
 
 T = TypeVar("T", bound=np.generic)
 WEIGHTED = ("CONV_2D", "FULLY_CONNECTED")
@@ -118,7 +119,7 @@ def _rounded_weights(
     return recipes.get_quantization_recipe(), weights
 
 
-def _rounded(weight: Floats, layers: Sequence[Layer]) -> tuple[QuantizedWeight, Floats | None]:
+def _rounded(weight: Floats, layers: Sequence[Layer]) -> tuple[QuantizedWeight, Doubles | None]:
     """A weight [O, H, W, I] or [O, I] in 8 bits, and what rounding adds to each output in the mean, [O], if known."""
     for layer in layers:
         if layer.weight.size != weight.size or len(layer.weight) != len(weight):
@@ -126,8 +127,7 @@ def _rounded(weight: Floats, layers: Sequence[Layer]) -> tuple[QuantizedWeight, 
         if np.abs(_placed(layer.weight).reshape(weight.shape) - weight).max() > _SAME * np.abs(weight).max():
             continue
         quantized = compensated(layer.weight, layer.moments.shrunk)
-        error = (quantized.dequantized() - layer.weight).reshape(len(weight), -1)
-        shift = (error @ layer.moments.mean[0]).astype(np.float32)
+        shift = mean_shift(layer.weight, quantized.dequantized(), layer.moments)
         return QuantizedWeight(_placed(quantized.values).reshape(weight.shape), quantized.scales), shift
     return quantize_weight(weight), None
 

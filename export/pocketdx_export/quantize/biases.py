@@ -9,7 +9,21 @@ import onnx
 from onnx import numpy_helper
 
 from pocketdx_export.quantize.moments import Moments
-from pocketdx_export.quantize.weights import WEIGHTED, Pairs, Rounding, is_stored_int8, pairs_of
+from pocketdx_export.quantize.weights import WEIGHTED, Doubles, Floats, Pairs, Rounding, is_stored_int8, pairs_of
+
+
+def mean_shift(weight: Floats, rounded: Floats, moments: Moments) -> Doubles:
+    """What rounding a weight adds to each of its outputs in the mean: float64 [O].
+
+    Args:
+        weight: float32 [O, ...].
+        rounded: the same shape.
+        moments: of its inputs, in the order of its axes.
+    """
+    means = moments.mean
+    error = (rounded.astype(np.float64) - weight).reshape(len(means), -1, means.shape[1])
+    shift: Doubles = (error * means[:, np.newaxis]).sum(axis=2).reshape(-1)
+    return shift
 
 
 def correct_biases(
@@ -41,8 +55,6 @@ def correct_biases(
         if name not in moments or not (in_integers or is_stored_int8(weight, least)):
             continue
         rounded = rounding(name, weight, pairs_of(node, weight) if in_integers else Pairs.NONE).dequantized()
-        means = moments[name].mean
-        error = (rounded.astype(np.float64) - weight).reshape(len(means), -1, means.shape[1])
-        shift = (error * means[:, np.newaxis]).sum(axis=2).reshape(-1)
+        shift = mean_shift(weight, rounded, moments[name])
         bias = constants[node.input[2]]
         bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) - shift).astype(np.float32), bias.name))
