@@ -70,6 +70,8 @@ class Upload:
         """
         content_type = headers.get("content-type", "application/octet-stream")
         media_type = content_type.partition(";")[0].strip().lower()
+        if media_type.startswith("image/") or media_type in RAW_TYPES:
+            return [await self.body(headers, receive)]
         _check_encoding(headers)
         if media_type == "multipart/form-data":
             parts = ImageParts(content_type, self._settings.max_images)
@@ -78,8 +80,6 @@ class Upload:
             if not images:
                 raise Problem("empty", "the form has no image; send files in a field named `image`")
             return images
-        if media_type.startswith("image/") or media_type in RAW_TYPES:
-            return [await self.body(headers, receive)]
         raise Problem(
             "content-type",
             f"send {ACCEPTED}; with curl: -F image=@FILE, or -H 'Content-Type: image/jpeg' --data-binary @FILE",

@@ -17,6 +17,7 @@ from pocketdx_serve.engine import Answer, Refused, is_light
 from pocketdx_serve.errors import AuditError
 from pocketdx_serve.metrics import Metrics
 from pocketdx_serve.models import State, prepare
+from pocketdx_serve.pinning import cpus_for
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.rates import Rates
 from pocketdx_serve.reload import Reloader
@@ -61,7 +62,10 @@ class Service:
         self.keys = keys
         self.audit = audit
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_side=settings.max_side)
-        self.workers = Workers(settings.threads or granted_cpus(), settings.queue)
+        threads = settings.threads or granted_cpus()
+        # A model with threads of its own starts them from one of these, and they would stay where that stays.
+        alone = all(slot.model.threads == 1 for slot in models)
+        self.workers = Workers(threads, settings.queue, cpus_for(threads) if alone else ())
         self.held = HeldBytes(settings.max_held)
         self.rates = Rates(settings.rate, max(settings.rate, settings.max_images)) if settings.rate else None
         self.metrics = Metrics()

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from pocketdx_serve.pinning import stay_on
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -148,9 +150,14 @@ class Workers:
     While more jobs wait than threads, a thread takes its share of the light ones at once, `MOST_TOGETHER` at most. It
     never waits for others to come. Submitting is all or nothing and never waits. The threads are daemons, so that a
     wedged native call cannot keep the process from ending.
+
+    Args:
+        threads: how many.
+        queue: jobs that may wait.
+        cpus: one for each thread to stay on, as `pinning.cpus_for` gives them; empty: threads go where they like.
     """
 
-    def __init__(self, threads: int, queue: int) -> None:
+    def __init__(self, threads: int, queue: int, cpus: Sequence[int] = ()) -> None:
         self.threads = threads
         self.capacity = threads + queue
         self._waiting: deque[Job[object]] = deque()
@@ -158,7 +165,10 @@ class Workers:
         self._running = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._pool = [threading.Thread(target=self._serve, name=f"pocketdx-{n}", daemon=True) for n in range(threads)]
+        self._pool = [
+            threading.Thread(target=self._serve, args=(cpu,), name=f"pocketdx-{n}", daemon=True)
+            for n, cpu in enumerate(cpus or [None] * threads)
+        ]
 
     def start(self) -> None:
         """Start the threads."""
@@ -227,7 +237,9 @@ class Workers:
                 self._waiting.remove(job)  # type: ignore[arg-type]
             job.future.cancel()
 
-    def _serve(self) -> None:
+    def _serve(self, cpu: int | None) -> None:
+        if cpu is not None:
+            stay_on(cpu)
         me = threading.get_ident()
         while True:
             with self._changed:
@@ -247,9 +259,11 @@ class Workers:
                 del jobs  # or the last image of a quiet evening stays in memory
 
     def _take(self) -> list[Job[object]]:
-        """The next job, and where that is light, others behind it: a thread's fair share of what waits."""
-        idle = self.threads - len(self._busy_since)
-        share = min(MOST_TOGETHER, -(-len(self._waiting) // max(1, idle)))
+        """The next job, and where that is light, others behind it: a thread's fair share of what waits.
+
+        Of all threads, not of the idle ones: those at work come back soon, and jobs taken together wait for each other.
+        """
+        share = min(MOST_TOGETHER, -(-len(self._waiting) // self.threads))
         jobs = [self._waiting.popleft()]
         while jobs[-1].light and len(jobs) < share and self._waiting[0].light:
             jobs.append(self._waiting.popleft())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pocketdx_runtime import Model, granted_cpus
+from pocketdx_serve import pinning
+from pocketdx_serve.app import create_app
 from pocketdx_serve.workers import MOST_TOGETHER, Ask, Asking, Job, Work, Workers
 
 Answer = Callable[[list[Any]], Sequence[Any]]
@@ -65,7 +70,7 @@ def test_light_jobs_that_wait_are_asked_for_together_in_their_order() -> None:
     assert MOST_TOGETHER == 4
 
 
-def test_idle_threads_share_what_waits() -> None:
+def test_threads_share_what_waits() -> None:
     async def inside() -> list[list[Any]]:
         workers, batches = Workers(2, queue=8), []
         together = threading.Barrier(2)
@@ -82,13 +87,88 @@ def test_idle_threads_share_what_waits() -> None:
 
             return Work(asks, True)
 
-        jobs = workers.submit([begin(value) for value in range(4)])
+        jobs = workers.submit([begin(value) for value in range(3)])
         workers.start()
-        assert await asyncio.gather(*(job.future for job in jobs)) == [0, 1, 2, 3]
+        assert await asyncio.gather(*(job.future for job in jobs)) == [0, 1, 2]
         workers.close(10)
         return sorted(batches)
 
-    assert asyncio.run(inside()) == [[0, 1], [2, 3]]
+    assert asyncio.run(inside()) == [[0, 1], [2]]
+
+
+def test_a_thread_leaves_their_share_to_those_at_work() -> None:
+    async def inside() -> list[list[Any]]:
+        pool = Pool(1)  # of two threads, one that is held
+        pool.workers.threads = 2
+        await pool.results([pool.asking(value) for value in range(6)])
+        return pool.batches
+
+    assert asyncio.run(inside()) == [[0, 1, 2], [3, 4], [5]]
+
+
+def on_threads(workers: Workers, ask: Callable[[], Any]) -> list[Any]:
+    """What each thread of started workers says at the same time as the others."""
+
+    async def inside() -> list[Any]:
+        together = threading.Barrier(workers.threads)
+
+        def begin(_job: Job[Any]) -> Any:
+            together.wait(10)
+            return ask()
+
+        workers.start()
+        jobs = workers.submit([Work(begin)] * workers.threads)
+        try:
+            return await asyncio.gather(*(job.future for job in jobs))
+        finally:
+            workers.close(10)
+
+    return asyncio.run(inside())
+
+
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no thread on a CPU")
+
+
+@needs_affinity
+def test_each_thread_stays_on_a_cpu_of_its_own_and_no_other_thread_does() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    found = on_threads(Workers(len(cpus), 100, cpus), lambda: os.sched_getaffinity(0))
+    assert sorted(found, key=min) == [{cpu} for cpu in cpus]
+    assert os.sched_getaffinity(0) == set(cpus)
+
+
+@needs_affinity
+def test_a_cpu_that_was_taken_away_leaves_its_thread_where_it_is() -> None:
+    assert on_threads(Workers(1, 100, [100_000]), lambda: os.sched_getaffinity(0)) == [os.sched_getaffinity(0)]
+
+
+@needs_affinity
+@pytest.mark.skipif(granted_cpus() < 2, reason="one CPU granted: a model has no threads of its own here")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_stay_on_cpus_unless_the_model_has_threads_of_its_own(tiny_model_path: Path, threads: int) -> None:
+    service = create_app(Model(tiny_model_path, threads=threads)).state.service
+    allowed = os.sched_getaffinity(0)
+    alone = threads == 1 and len(allowed) == granted_cpus()
+    for found in on_threads(service.workers, lambda: os.sched_getaffinity(0)):
+        assert len(found) == (1 if alone else len(allowed))
+
+
+@needs_affinity
+@pytest.mark.parametrize(
+    ("threads", "granted", "allowed", "cpus"),
+    [
+        pytest.param(2, 2, {3, 5}, [3, 5], id="all of its CPUs"),
+        pytest.param(2, 2, {0, 1, 2, 3}, [], id="a quota of two on four CPUs"),
+        pytest.param(1, 2, {0, 1}, [], id="fewer threads than CPUs"),
+        pytest.param(4, 2, {0, 1}, [], id="more threads than CPUs"),
+    ],
+)
+def test_threads_stay_on_cpus_where_there_is_a_whole_one_for_each(
+    monkeypatch: pytest.MonkeyPatch, threads: int, granted: int, allowed: set[int], cpus: list[int]
+) -> None:
+    monkeypatch.setattr(pinning, "granted_cpus", lambda: granted)
+    monkeypatch.setattr(pinning.os, "sched_getaffinity", lambda _pid: allowed)
+    assert list(pinning.cpus_for(threads)) == cpus
 
 
 def test_nobody_waits_for_a_heavy_job() -> None:
