@@ -15,18 +15,24 @@ from statistics import median
 from pocketdx_runtime.machine import describe_machine
 
 
-def interleaved(roads: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    roads: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each call. The roads take turns, A B A B, so that whatever else the machine does meets all of them.
 
     Args:
         roads: what to time, by name; each is called once before, untimed.
         rounds: how often each is timed.
+        warm: call each once more before it is timed. A program goes one of the roads over and over; what another road
+            leaves in caches and heap is not its business.
     """
     for road in roads.values():
         road()
     seconds: dict[str, list[float]] = {name: [] for name in roads}
     for _ in range(rounds):
         for name, road in roads.items():
+            if warm:
+                road()
             started = time.perf_counter()
             road()
             seconds[name].append(time.perf_counter() - started)

@@ -66,6 +66,15 @@ def test_roads_take_turns_after_a_call_that_is_not_timed(benchmark: Any) -> None
     assert min(seconds["a"]) >= 0.02 > max(seconds["b"])
 
 
+def test_a_warm_road_is_called_once_more_in_each_turn_and_only_the_second_call_is_timed(benchmark: Any) -> None:
+    order: list[str] = []
+    naps = iter([0.0, 0.03, 0.0, 0.03, 0.0])
+    roads = {"a": lambda: (order.append("a"), time.sleep(next(naps))), "b": lambda: order.append("b")}
+    seconds = benchmark("measure").interleaved(roads, 2, warm=True)
+    assert "".join(order) == "ab" + "aabb" * 2
+    assert max(seconds["a"]) < 0.03
+
+
 def test_the_ratio_is_the_median_of_pairs_so_that_one_slow_moment_does_not_count(benchmark: Any) -> None:
     assert benchmark("measure").ratio([4.0, 40.0, 4.0], [1.0, 10.0, 2.0]) == 4.0
 
@@ -112,11 +121,11 @@ def test_a_phone_photo_is_measured_by_both_roads_and_their_pictures_agree(benchm
 
     module = benchmark("phone_photo")
     data = benchmark("synthetic_photo").photo(0, width=800, height=600)
-    calls: list[tuple[int, ...]] = []
+    calls: list[tuple[bytes, int]] = []
     model = Model(model_path, threads=1)
-    outcome = module.measure(model, "small", data, 3, network=lambda pixels: calls.append(pixels.shape))
+    outcome = module.measure(model, "small", data, 3, pytorch=lambda *given: calls.append(given))
     assert set(outcome.seconds) == {module.OURS, module.PILLOW, module.TORCH}
-    assert calls == [(32, 32, 3)] * 4
+    assert calls == [(data, 32)] * 7
     assert outcome.pixel_max <= 4
     assert 0 < outcome.pixel_mean < 0.5
     assert outcome.megapixels == pytest.approx(0.48)

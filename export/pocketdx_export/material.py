@@ -14,11 +14,11 @@ from pocketdx_export.errors import ExportError
 from pocketdx_export.graph import to_onnx
 from pocketdx_export.quantize import Built, build
 from pocketdx_export.quantize.budget import DEFAULT_BUDGET, Budget
-from pocketdx_export.quantize.calibration import Images, RunImages
+from pocketdx_export.quantize.calibration import SEED, Images, RunImages
 from pocketdx_export.quantize.moments import Moments, input_moments
 from pocketdx_export.quantize.trial import Timer
 from pocketdx_runtime.errors import PocketDxError
-from pocketdx_runtime.manifest import Manifest
+from pocketdx_runtime.manifest import Manifest, Quantization
 from pocketdx_train.run import Run
 
 
@@ -33,6 +33,15 @@ class Calibrated:
 
     images: Images
     moments: Mapping[str, Moments]
+
+    def described(self, quantization: Quantization) -> Quantization:
+        """What a manifest says of a quantization, with the images that it was calibrated on."""
+        return replace(
+            quantization,
+            calibration_split="train",
+            calibration_seed=SEED,
+            calibration_images=self.images.names,
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pocketdx_export.formats.tflite_metadata import manifest_of, with_metadata
 from pocketdx_export.formats.tflite_weights import Layer, with_int8_weights
 from pocketdx_export.material import Material
 from pocketdx_export.noise import first_line, silenced
-from pocketdx_export.quantize.calibration import SEED
 from pocketdx_export.targets import Target
 from pocketdx_runtime.manifest import Quantization
 
@@ -52,13 +51,9 @@ def _in_8_bits(content: bytes, material: Material) -> tuple[bytes, Quantization]
         for each in material.fp32_graph.graph.initializer
         if each.name in calibrated.moments
     ]
-    return with_int8_weights(content, layers), Quantization(
-        weights=_WEIGHTS,
-        method="least squared error in the outputs; bias correction; written by ai-edge-quantizer",
-        calibration_split="train",
-        calibration_seed=SEED,
-        calibration_images=calibrated.images.names,
-    )
+    method = "least squared error in the outputs; bias correction; written by ai-edge-quantizer"
+    described = calibrated.described(Quantization(weights=_WEIGHTS, method=method))
+    return with_int8_weights(content, layers), described
 
 
 def converted(module: DeployModule) -> bytes:

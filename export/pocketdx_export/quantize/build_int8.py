@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from pocketdx_export.errors import ExportError
-from pocketdx_export.quantize.calibration import SEED, RunImages
+from pocketdx_export.quantize.calibration import RunImages
 from pocketdx_export.quantize.integer import Quantizer, Recipe
 from pocketdx_export.quantize.picture import frontier
 from pocketdx_export.quantize.search import Search, impossible, search
@@ -32,7 +32,7 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
         raise ExportError("int8: needs the run's images to calibrate on; name them with --data, or take --precision w8")
     judge = Judge(material.fp32_graph, images.split("val"), material.run.record.temperature)
     graph, recipe, decisions, tuned = _found(material, calibrated, judge, images)
-    return graph, Quantization(
+    quantization = Quantization(
         weights="int8, symmetric, per output channel; sums that x86 makes of two products fit 16 bits",
         activations="uint8 per tensor in integer blocks, float32 elsewhere",
         method="; ".join(
@@ -46,9 +46,6 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
         ),
         integer_blocks=recipe.integer,
         float_blocks=tuple(name for name in _blocks(material) if name not in recipe.integer),
-        calibration_split="train",
-        calibration_seed=SEED,
-        calibration_images=calibrated.images.names,
         budget={"auc": material.budget.auc, "agreement": material.budget.agreement} if material.budget else {},
         validation={
             "agreement": decisions.agreement,
@@ -59,6 +56,7 @@ def build_int8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
             "shifted_auc_loss": decisions.shifted_auc_loss,
         },
     )
+    return graph, calibrated.described(quantization)
 
 
 def _found(

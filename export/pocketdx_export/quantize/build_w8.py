@@ -9,7 +9,6 @@ import onnx
 
 from pocketdx_export.graph import copied
 from pocketdx_export.quantize.biases import correct_biases
-from pocketdx_export.quantize.calibration import SEED
 from pocketdx_export.quantize.moments import Moments
 from pocketdx_export.quantize.rounding import Rounder
 from pocketdx_export.quantize.weights import least_int8, store_weights_int8
@@ -30,13 +29,9 @@ def build_w8(material: Material) -> tuple[onnx.ModelProto, Quantization]:
     calibrated = material.calibrated_if_possible
     if calibrated is None:
         return stored(material.fp32_graph), Quantization(weights=_WEIGHTS, method="least squared error")
-    return stored(material.fp32_graph, calibrated.moments), Quantization(
-        weights=_WEIGHTS,
-        method="least squared error in the outputs; bias correction",
-        calibration_split="train",
-        calibration_seed=SEED,
-        calibration_images=calibrated.images.names,
-    )
+    method = "least squared error in the outputs; bias correction"
+    described = calibrated.described(Quantization(weights=_WEIGHTS, method=method))
+    return stored(material.fp32_graph, calibrated.moments), described
 
 
 def stored(fp32: onnx.ModelProto, moments: Mapping[str, Moments] | None = None) -> onnx.ModelProto:
