@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -111,34 +111,35 @@ def measure(
 
 
 @contextmanager
-def in_pytorch(run: Path) -> Iterator[Callable[[bytes, int], object]]:
+def in_pytorch(run: Path, photos: Sequence[bytes]) -> Iterator[Callable[[bytes, int], object]]:
     """Full decode and the trained network of a run, eager, on one thread of the CPU, in another process.
 
-    To hand the JPEG over takes a millisecond or two of the hundred.
+    It is given the JPEGs at its start: to send one takes 5 ms, which are not PyTorch's.
     """
     spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawning, initializer=_open_network, initargs=(run,)) as process:
-        yield lambda data, size: process.submit(_ask_network, data, size).result()
+    with ProcessPoolExecutor(1, spawning, initializer=_open_network, initargs=(run, photos)) as process:
+        yield lambda data, size: process.submit(_ask_network, photos.index(data), size).result()
 
 
 _network: Any = None
+_photos: Sequence[bytes] = ()
 
 
-def _open_network(run: Path) -> None:
-    global _network
+def _open_network(run: Path, photos: Sequence[bytes]) -> None:
+    global _network, _photos
     import torch
 
     from pocketdx_train.run import Run
 
     torch.set_num_threads(1)
-    _network = Run.open(run).network()
+    _network, _photos = Run.open(run).network(), photos
 
 
-def _ask_network(data: bytes, size: int) -> list[float]:
+def _ask_network(number: int, size: int) -> list[float]:
     import torch
 
     with torch.inference_mode():
-        pixels = torch.tensor(full_decode(data, size))[None].permute(0, 3, 1, 2)
+        pixels = torch.tensor(full_decode(_photos[number], size))[None].permute(0, 3, 1, 2)
         probabilities: list[float] = torch.softmax(_network(pixels), dim=1)[0].tolist()
         return probabilities
 
@@ -182,13 +183,12 @@ def main() -> None:
         details = np.linspace(0, 1, options.photos)
         photos = [(f"drawn, seed {seed}", photo(seed, detail=float(detail))) for seed, detail in enumerate(details)]
         print(f"The photos are drawn by synthetic_photo.py: {WIDTH} x {HEIGHT}, JPEG quality {QUALITY}, 4:2:0.\n")
-    with in_pytorch(options.against) if options.against else nullcontext() as pytorch:
+    against = in_pytorch(options.against, [data for _, data in photos]) if options.against else nullcontext()
+    with against as pytorch:
         print(report([measure(model, name, data, options.rounds, pytorch) for name, data in photos]))
-    print(
-        f"\nOne thread; target {TARGET}x. {model.manifest.architecture}, {model.manifest.preprocessing.size} px, ",
-        end="",
-    )
-    print(f"{options.rounds} rounds, taking turns, the second call of each turn; medians.\n")
+    network = f"{model.manifest.architecture}, {model.manifest.preprocessing.size} px"
+    how = f"{options.rounds} rounds, taking turns, the second call of each; medians"
+    print(f"\nOne thread; target {TARGET}x. {network}, {how}.\n")
     print(circumstances(["torch"] if options.against else []))
 
 

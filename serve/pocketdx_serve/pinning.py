@@ -16,9 +16,9 @@ def cpus_for(threads: int) -> Sequence[int]:
     """A CPU for each of ``threads``, where this process may use just as many and all of each; elsewhere none. Linux.
 
     The event loop wakes up some thousand times a second, and each time the system may move a thread out of its way,
-    whose caches then are on another CPU: an answer took 5 to 10 % more of the CPUs (benchmarks/RESULTS.md). Where there
-    are more CPUs than threads, or a quota of their time, there is room to go out of the way, or others to go out of the
-    way of, and the system knows better.
+    whose caches then are on another CPU: 3 to 7 % fewer answers (benchmarks/RESULTS.md). Where there are more CPUs than
+    threads, or a quota of their time, there is room to go out of the way, or others to go out of the way of, and the
+    system knows better.
     """
     if not hasattr(os, "sched_setaffinity") or granted_cpus() != threads:
         return ()

@@ -78,7 +78,7 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Runner]:
     def run(pictures: Sequence[Pixels]) -> Outputs:
         try:
             answers = [evaluator.run(names, {"image": picture[np.newaxis]}) for picture in pictures]
-        except NotImplementedError as problem:
+        except NotImplementedError as problem:  # the evaluator's own, at an operator that it cannot compute
             raise UnsupportedError(f"{path.name}: {first_line(problem)}") from problem
         return {name: np.concatenate(rows) for name, *rows in zip(names, *answers, strict=True)}
 
