@@ -11,13 +11,15 @@ from pocketdx_serve.problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.datastructures import Headers
-    from starlette.types import Receive
+    from fastapi import Request
 
     from pocketdx_serve.settings import Settings
 
 RAW_TYPES: Final = ("application/dicom", "application/octet-stream")
 ACCEPTED: Final = "multipart/form-data, image/*, " + ", ".join(RAW_TYPES)
+WHOLE_BODY: Final = "pocketdx.whole_body"
+"""ASGI extension of our server: a function that gives the body if all of it has come, else None. To wait for it, with a
+time-out that has to be set and taken back, costs a request more than to read it."""
 MIN_RATE: Final = 500
 """Bytes a second below which an upload is given up, as Apache's mod_reqtimeout has it by default."""
 
@@ -51,9 +53,12 @@ class HeldBytes:
 class Upload:
     """One request's body: its images, and its share of the held bytes until ``release`` is called."""
 
-    def __init__(self, held: HeldBytes, settings: Settings) -> None:
+    def __init__(self, held: HeldBytes, settings: Settings, request: Request) -> None:
         self._held = held
         self._settings = settings
+        self._request = request
+        # The first of each name. (Starlette's headers look through all of them for every one asked for.)
+        self._headers: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))
         self.size = 0
 
     def release(self) -> None:
@@ -61,21 +66,20 @@ class Upload:
         self._held.give_back(self.size)
         self.size = 0
 
-    async def images(self, headers: Headers, receive: Receive) -> list[bytes]:
+    async def images(self) -> list[bytes]:
         """Read the images of a multipart body, or the single image that a raw body is.
 
         Raises:
             Problem: 400 empty or malformed, 408 too slow, 413 too large, 415 another content type, 503 full.
             ClientGone: the connection closed before the body was complete.
         """
-        content_type = headers.get("content-type", "application/octet-stream")
+        content_type = self._headers.get(b"content-type", b"application/octet-stream").decode("latin-1")
         media_type = content_type.partition(";")[0].strip().lower()
         if media_type.startswith("image/") or media_type in RAW_TYPES:
-            return [await self.body(headers, receive)]
-        _check_encoding(headers)
+            return [await self.body()]
         if media_type == "multipart/form-data":
             parts = ImageParts(content_type, self._settings.max_images)
-            await self._read(headers, receive, parts.feed)
+            await self._read(parts.feed)
             images = parts.finish()
             if not images:
                 raise Problem("empty", "the form has no image; send files in a field named `image`")
@@ -86,20 +90,25 @@ class Upload:
             headers={"Accept": ACCEPTED},
         )
 
-    async def body(self, headers: Headers, receive: Receive) -> bytes:
+    async def body(self) -> bytes:
         """Read the body as it is; raises as `images`."""
-        _check_encoding(headers)
         chunks: list[bytes] = []
-        await self._read(headers, receive, chunks.append)
+        await self._read(chunks.append)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _read(self, headers: Headers, receive: Receive, take: Callable[[bytes], None]) -> None:
+    async def _read(self, take: Callable[[bytes], None]) -> None:
         """Hand the body over chunk by chunk; refuse what is declared too large before its first byte is read."""
-        limit = self._settings.max_bytes
-        too_large = f"the request has more than {limit} bytes; send fewer or smaller images"
-        declared = headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared[:19]) > limit:
-            raise Problem("too-large", too_large, body_unread=True)
+        self._check_encoding()
+        declared = self._headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:19]) > self._settings.max_bytes:
+            raise self._too_large(body_unread=True)
+        whole = self._request.scope.get("extensions", {}).get(WHOLE_BODY, _unknown)()
+        if whole is None:
+            await self._read_on(take)
+        else:
+            self._keep(whole, take, body_unread=False)
+
+    async def _read_on(self, take: Callable[[bytes], None]) -> None:
         patience = self._settings.read_timeout
         clock = asyncio.get_running_loop().time
         start = now = clock()
@@ -109,26 +118,35 @@ class Upload:
             until = min(now + patience, start + patience + self.size / MIN_RATE)
             try:
                 async with asyncio.timeout_at(until):
-                    message = await receive()
+                    message = await self._request.receive()
             except TimeoutError:
                 raise Problem("read-timeout", "the body came too slowly; try again", body_unread=True) from None
             now = clock()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            chunk = message.get("body", b"")
             more = message.get("more_body", False)
-            if self.size + len(chunk) > limit:
-                raise Problem("too-large", too_large, body_unread=more)
-            self._held.take(len(chunk))
-            self.size += len(chunk)
-            if chunk:
-                take(chunk)
+            self._keep(message.get("body", b""), take, body_unread=more)
+
+    def _keep(self, chunk: bytes, take: Callable[[bytes], None], *, body_unread: bool) -> None:
+        if self.size + len(chunk) > self._settings.max_bytes:
+            raise self._too_large(body_unread=body_unread)
+        self._held.take(len(chunk))
+        self.size += len(chunk)
+        if chunk:
+            take(chunk)
+
+    def _too_large(self, *, body_unread: bool) -> Problem:
+        detail = f"the request has more than {self._settings.max_bytes} bytes; send fewer or smaller images"
+        return Problem("too-large", detail, body_unread=body_unread)
+
+    def _check_encoding(self) -> None:
+        if self._headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise Problem(
+                "content-encoding",
+                "send the body without Content-Encoding; images are compressed already",
+                headers={"Accept-Encoding": "identity"},
+            )
 
 
-def _check_encoding(headers: Headers) -> None:
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise Problem(
-            "content-encoding",
-            "send the body without Content-Encoding; images are compressed already",
-            headers={"Accept-Encoding": "identity"},
-        )
+def _unknown() -> None:
+    """The `WHOLE_BODY` of other servers than ours."""

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pocketdx_serve.body import ClientGone
-from pocketdx_serve.logs import REQUEST
+from pocketdx_serve.logs import log_request
 from pocketdx_serve.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Envelope:
                 message["headers"] = headers
             await send(message)
 
-        self.metrics.in_flight.inc()
+        self.metrics.in_flight += 1
         try:
             await self.app(scope, receive, send_sealed)
         except ClientGone:
@@ -82,7 +82,7 @@ class Envelope:
             if not status:
                 await _send_internal(request_id, send_sealed)
         finally:
-            self.metrics.in_flight.dec()
+            self.metrics.in_flight -= 1
             seconds = time.perf_counter() - started
             # The route's template, not the path: a path is the client's text and may be anything.
             route = getattr(scope.get("route"), "path", "unknown")
@@ -122,4 +122,4 @@ def _log(scope: Scope, route: str, status: int, request_id: str, notes: dict[str
         "ms": round(seconds * 1000, 1),
         **notes,
     }
-    log.info(REQUEST, extra={"fields": fields})
+    log_request(log, fields)

@@ -65,32 +65,39 @@ class PlainFormatter(logging.Formatter):
 class Unhurried(logging.StreamHandler[Any]):
     """A handler that writes the lines of requests in batches, a few times a second, from a thread of its own.
 
-    To format and write each at once would cost the event loop time and a system call, and a reader that has stopped
-    would stop it. Every other line is written at once, with what waits before it; so is what waits when the process
-    ends. A kill loses at most the lines of the last `BATCH_SECONDS`. With more than `BATCH_LINES` waiting, new ones are
-    counted and dropped.
+    To make a record of each and to write it at once would cost the event loop time and a system call, and a reader that
+    has stopped would stop it. Every other line is written at once, with what waits before it; so is what waits when the
+    process ends. A kill loses at most the lines of the last `BATCH_SECONDS`. With more than `BATCH_LINES` waiting, new
+    ones are counted and dropped.
     """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._batch: deque[logging.LogRecord] = deque()  # whose ends are safe to use from two threads
+        # Whose ends are safe to use from two threads. Of a request the time and the fields.
+        self._batch: deque[logging.LogRecord | tuple[float, dict[str, Any]]] = deque()
         self._dropped = 0
         self._pen = threading.Lock()
         threading.Thread(target=self._write_on, name="pocketdx-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line of a request for later; write any other."""
+        """Write a line, behind those that wait."""
+        self._keep(record)
+        self.flush()
+
+    def request(self, fields: dict[str, Any]) -> None:
+        """Keep the line of a request for later."""
+        self._keep((time.time(), fields))
+
+    def _keep(self, line: logging.LogRecord | tuple[float, dict[str, Any]]) -> None:
         if len(self._batch) < BATCH_LINES:
-            self._batch.append(record)
+            self._batch.append(line)
         else:
             self._dropped += 1
-        if record.msg != REQUEST:
-            self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         with self._pen:
-            batch = [self._batch.popleft() for _ in range(len(self._batch))]
+            batch = [_record(self._batch.popleft()) for _ in range(len(self._batch))]
             dropped, self._dropped = self._dropped, 0
             if dropped:
                 batch.append(logging.makeLogRecord({"msg": "log lines dropped", "fields": {"lines": dropped}}))
@@ -103,6 +110,25 @@ class Unhurried(logging.StreamHandler[Any]):
         while True:
             time.sleep(BATCH_SECONDS)
             self.flush()
+
+
+def _record(line: logging.LogRecord | tuple[float, dict[str, Any]]) -> logging.LogRecord:
+    if isinstance(line, logging.LogRecord):
+        return line
+    created, fields = line
+    known = {"msg": REQUEST, "levelno": logging.INFO, "levelname": "INFO", "created": created, "fields": fields}
+    return logging.makeLogRecord(known)
+
+
+def log_request(log: logging.Logger, fields: dict[str, Any]) -> None:
+    """Log one request, unhurriedly where `configure` has been called."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    handler = log.handlers[0] if log.handlers else None
+    if isinstance(handler, Unhurried):
+        handler.request(fields)
+    else:
+        log.info(REQUEST, extra={"fields": fields})
 
 
 def configure() -> None:

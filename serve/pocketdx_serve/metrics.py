@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     generate_latest,
     start_http_server,
 )
 
 from pocketdx_serve.errors import ServeError
+from pocketdx_serve.tallies import counts, spreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pocketdx_serve.engine import Answer
     from pocketdx_serve.models import Slot
+    from pocketdx_serve.tallies import Count, Family, Spread
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -35,11 +34,15 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-            return Histogram(f"pocketdx_{name}", text, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, label: str) -> Family[Spread]:
+            family = spreads(f"pocketdx_{name}", text, [label], _SECONDS)
+            registry.register(family)
+            return family
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"pocketdx_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Family[Count]:
+            family = counts(f"pocketdx_{name}", text, labels)
+            registry.register(family)
+            return family
 
         self.requests = counter("requests", "By route and status; 499: the client went away.", "route", "status")
         self.latency = histogram("request_seconds", "From a request's header to the end of its answer.", "route")
@@ -49,22 +52,10 @@ class Metrics:
         self.images = counter("images", "Images answered.", "model")
         self.rejected = counter("rejected", "Requests refused, by reason.", "reason")
         self.reloads = counter("reloads", "Changed files taken up or not.", "what", "outcome")
-        self.in_flight = Gauge("pocketdx_in_flight", "Requests being answered.", registry=registry)
+        self.in_flight = 0
+        self.watch("in_flight", "Requests being answered.", lambda: self.in_flight)
         text = "1 for the file that answers."
         self.model = Gauge("pocketdx_model_info", text, ("model", "digest"), registry=registry)
-
-        # Finding a child by its labels takes longer than counting.
-        @cache
-        def of_route(route: str, status: int) -> tuple[Counter, Histogram]:
-            return self.requests.labels(route, status), self.latency.labels(route)
-
-        @cache
-        def of_model(model: str) -> tuple[Counter, Histogram, Histogram, Histogram]:
-            queue, decode, inference = (each.labels(model) for each in (self.queue, self.decode, self.inference))
-            return self.images.labels(model), queue, decode, inference
-
-        self._of_route, self._of_model = of_route, of_model
-        self._of_reason = cache(self.rejected.labels)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is asked for when somebody looks."""
@@ -72,17 +63,17 @@ class Metrics:
 
     def request(self, route: str, status: int, reason: str | None, seconds: float | None) -> None:
         """Count one request; one that was refused unread took no time."""
-        counted, timed = self._of_route(route, status)
-        counted.inc()
+        self.requests.of(route, str(status)).total += 1
+        timed = self.latency.of(route)
         if seconds is not None:
             timed.observe(seconds)
         if reason is not None:
-            self._of_reason(reason).inc()
+            self.rejected.of(reason).total += 1
 
     def answered(self, model: str, answers: Sequence[Answer[Any]]) -> None:
         """Count the images of one answer, and where their time went."""
-        images, queue, decode, inference = self._of_model(model)
-        images.inc(len(answers))
+        self.images.of(model).total += len(answers)
+        queue, decode, inference = self.queue.of(model), self.decode.of(model), self.inference.of(model)
         for answer in answers:
             queue.observe(answer.queue)
             decode.observe(answer.decode)

@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from pocketdx_runtime.selftest import run_selftest
 from pocketdx_serve.engine import Engine, warm_up
 from pocketdx_serve.errors import ServeError
 from pocketdx_serve.problems import Problem
+from pocketdx_serve.schemas import ModelRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,7 +74,7 @@ class Blob:
         return cls(data, hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
     """A model file that has passed its self-test. It never changes: a new file is another one of these.
 
@@ -90,6 +92,18 @@ class Loaded:
     file: Blob | None
     golden: Blob | None
     tested: str
+
+    @cached_property
+    def reference(self) -> dict[str, str]:
+        """What an answer says of the model that gave it: `schemas.ModelRef`."""
+        manifest = self.model.manifest
+        reference = ModelRef(
+            name=manifest.name,
+            digest=self.model.digest,
+            precision=manifest.precision,
+            intended_use=manifest.intended_use,
+        )
+        return reference.model_dump()
 
 
 def prepare(model: Model, limits: Limits) -> Loaded:

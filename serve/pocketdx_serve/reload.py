@@ -90,7 +90,7 @@ class Reloader:
             except PocketDxError as error:
                 self._failed("keys", str(error))
             else:
-                self._metrics.reloads.labels("keys", "done").inc()
+                self._metrics.reloads.of("keys", "done").total += 1
                 log.info("keys reloaded", extra={"fields": {"keys": len(self._keys)}})
 
     def _changed(self, path: Path, at_once: bool) -> bool:
@@ -114,11 +114,11 @@ class Reloader:
             self._failed(slot.name, "see above")
         else:
             slot.fill(loaded)
-            self._metrics.reloads.labels(slot.name, "done").inc()
+            self._metrics.reloads.of(slot.name, "done").total += 1
             self._ready(slot)
 
     def _failed(self, what: str, why: str) -> None:
-        self._metrics.reloads.labels(what, "failed").inc()
+        self._metrics.reloads.of(what, "failed").total += 1
         log.error("reload failed, what was there before stays: %s", why, extra={"fields": {"what": what}})
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic_core import to_json
 
 from pocketdx_serve import docs
 from pocketdx_serve.body import RAW_TYPES, Upload
@@ -14,22 +15,18 @@ from pocketdx_serve.downloads import Download, etag_of
 from pocketdx_serve.engine import Engine
 from pocketdx_serve.metrics import CONTENT_TYPE
 from pocketdx_serve.problems import KINDS, MEDIA_TYPE, Problem
+from pocketdx_serve.replies import WholeResponse
 from pocketdx_serve.schemas import (
     Diagnoses,
     Embeddings,
-    ImageDiagnosis,
-    ImageEmbedding,
     ModelEntry,
     ModelInfo,
     ModelList,
-    ModelRef,
     Status,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from pydantic import BaseModel
 
     from pocketdx_serve.engine import Answer, Refused
     from pocketdx_serve.models import Blob, Loaded
@@ -130,15 +127,15 @@ async def diagnose(request: Request, model: ModelName = None) -> Response:
     """
     loaded, answers = await _examine(request, model, "probabilities", Engine.diagnose)
     results = [
-        ImageDiagnosis(
-            label=answer.value.label,
-            probability=answer.value.probability,
-            probabilities=dict(answer.value.probabilities),
-            above_threshold=list(answer.value.above_threshold),
-        )
+        {
+            "label": answer.value.label,
+            "probability": answer.value.probability,
+            "probabilities": answer.value.probabilities,
+            "above_threshold": answer.value.above_threshold,
+        }
         for answer in answers
     ]
-    return _reply(Diagnoses(model=_model_ref(loaded), results=results), answers)
+    return _reply(loaded, results, answers)
 
 
 @images.post(
@@ -151,8 +148,7 @@ async def diagnose(request: Request, model: ModelName = None) -> Response:
 async def embed(request: Request, model: ModelName = None) -> Response:
     """L2-normalised embedding of each image in the order sent, for search by similarity."""
     loaded, answers = await _examine(request, model, "embedding", Engine.embed)
-    results = [ImageEmbedding(embedding=answer.value.tolist()) for answer in answers]
-    return _reply(Embeddings(model=_model_ref(loaded), results=results), answers)
+    return _reply(loaded, [{"embedding": answer.value.tolist()} for answer in answers], answers)
 
 
 @api.get("/models", tags=["model"], summary="The served models", responses=document_problems(401))
@@ -273,9 +269,9 @@ async def _examine(
         raise Problem("output-missing", f"{loaded.model.name} was exported without `{output}`")
     service.check_room()
     notes = request.state.notes
-    upload = Upload(service.held, service.settings)
+    upload = Upload(service.held, service.settings, request)
     try:
-        sent = await upload.images(request.headers, request.receive)
+        sent = await upload.images()
         notes["images"] = len(sent)
         service.owe(who, len(sent) - 1)
         works = [service.work(partial(examiner, loaded.engine, data), data, who, loaded) for data in sent]
@@ -293,19 +289,10 @@ def _download(request: Request, blob: Blob | None, what: str) -> Response:
     return Download(blob.data, etag_of(blob.digest), "application/octet-stream", request.headers, headers)
 
 
-def _model_ref(loaded: Loaded) -> ModelRef:
-    manifest = loaded.model.manifest
-    return ModelRef(
-        name=manifest.name,
-        digest=loaded.model.digest,
-        precision=manifest.precision,
-        intended_use=manifest.intended_use,
-    )
-
-
-def _reply(body: BaseModel, answers: Sequence[Answer[Any]]) -> Response:
-    headers = {"Server-Timing": server_timing(answers)}
-    return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+def _reply(loaded: Loaded, results: Sequence[object], answers: Sequence[Answer[Any]]) -> Response:
+    """The JSON of `Diagnoses` or `Embeddings`; what the model says is checked already, to check it again takes time."""
+    body = to_json({"model": loaded.reference, "results": results})
+    return WholeResponse(body, ((b"server-timing", server_timing(answers).encode()),))
 
 
 def server_timing(answers: Sequence[Answer[Any]]) -> str:

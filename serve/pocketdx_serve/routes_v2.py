@@ -105,9 +105,9 @@ async def infer(request: Request, name: str, number: str = tensors.VERSION) -> R
     loaded = _loaded(service, name, number)
     service.check_room()
     notes = request.state.notes
-    upload = Upload(service.held, service.settings)
+    upload = Upload(service.held, service.settings, request)
     try:
-        body = await upload.body(request.headers, request.receive)
+        body = await upload.body()
         asked = await _parsed(service, loaded, body, request)
         notes["images"] = len(asked.images)
         service.owe(who, len(asked.images) - 1)

@@ -8,11 +8,14 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from pocketdx_serve.body import WHOLE_BODY
 from pocketdx_serve.errors import ServeError
 
 if TYPE_CHECKING:
@@ -151,6 +154,16 @@ class _Pieces:
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
+def _whole_body(weak: ref[Any]) -> bytes | None:
+    """As `cycle.receive` would hand it over, without a wait that may have to be timed."""
+    cycle = weak()
+    if cycle is None or cycle.more_body or cycle.disconnected or cycle.response_complete:
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    cycle.message_event.clear()
+    return body
+
+
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """uvicorn's HTTP protocol that sheds load early and closes connections which sit between two requests.
 
@@ -224,6 +237,8 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.breaks.soon()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        # Weakly: in a circle of references the body would stay until the garbage collector comes by.
+        cycle.scope["extensions"] = {WHOLE_BODY: partial(_whole_body, ref(cycle))}
         shedding = self.shedding
         if not shedding.concerns(cycle.scope):
             super()._start_asgi_task(cycle, app)

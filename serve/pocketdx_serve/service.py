@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketdx_runtime.cpu import granted_cpus
 from pocketdx_runtime.diagnosis import Diagnosis, diagnose
 from pocketdx_runtime.errors import PocketDxError
 from pocketdx_runtime.image import Limits
-from pocketdx_serve.body import ClientGone, HeldBytes
+from pocketdx_serve.body import HeldBytes
 from pocketdx_serve.engine import Answer, Refused, is_light
 from pocketdx_serve.errors import AuditError
 from pocketdx_serve.metrics import Metrics
@@ -21,10 +22,11 @@ from pocketdx_serve.pinning import cpus_for
 from pocketdx_serve.problems import ImageFault, Problem, refuse_images
 from pocketdx_serve.rates import Rates
 from pocketdx_serve.reload import Reloader
+from pocketdx_serve.watch import Watch, too_late
 from pocketdx_serve.workers import Asking, Full, Job, Work, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from fastapi import Request
     from starlette.types import Receive
@@ -45,8 +47,6 @@ STALL_DEADLINES = 2
 
 ANYBODY = "anybody"
 SYNC_SECONDS = 1.0
-UNWATCHED = 0.5
-"""Seconds for which a request's connection is not watched: a client that went away is noticed that much later."""
 
 log = logging.getLogger("pocketdx.serve")
 
@@ -236,7 +236,7 @@ class Service:
                 result: R = await job.future
                 return result
         except TimeoutError:
-            raise self._too_late() from None
+            raise too_late(self.settings.deadline) from None
         finally:
             if not job.future.done():
                 self.workers.drop([job])
@@ -262,38 +262,21 @@ class Service:
         except Full:
             raise self._overloaded() from None
         futures = [job.future for job in jobs]
+        watch = Watch(partial(self.workers.drop, jobs), receive, self.settings.deadline)
         try:
-            # Most answers come before it is worth a task of its own to watch the connection.
-            _, pending = await asyncio.wait(futures, timeout=min(UNWATCHED, self.settings.deadline))
-            if pending and not await self._outlast(pending, receive):
-                raise self._too_late()
+            for future in futures:
+                await _done(future)
             answers = _sort_out(futures)
+        except asyncio.CancelledError:
+            if watch.ended is None:
+                raise
+            raise watch.ended from None
         finally:
+            watch.end()
             if not all(future.done() for future in futures):
                 self.workers.drop(jobs)
         self.metrics.answered(model, answers)
         return answers
-
-    def _too_late(self) -> Problem:
-        return Problem("deadline", f"no answer within {self.settings.deadline:g} seconds; send fewer or smaller images")
-
-    async def _outlast(self, pending: Iterable[asyncio.Future[Any]], receive: Receive) -> bool:
-        """Whether all of ``pending`` are done within what is left of the deadline, while the client waits.
-
-        Raises:
-            ClientGone: it went away first.
-        """
-        answers = asyncio.ensure_future(asyncio.wait(pending))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            left = max(0.0, self.settings.deadline - UNWATCHED)
-            await asyncio.wait((answers, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and not answers.done():
-                raise ClientGone
-            return answers.done()
-        finally:
-            gone.cancel()
-            answers.cancel()
 
 
 def verdict_of(value: object, manifest: Manifest) -> str | None:
@@ -303,9 +286,16 @@ def verdict_of(value: object, manifest: Manifest) -> str | None:
     return value.label if isinstance(value, Diagnosis) else None
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _done(future: asyncio.Future[Any]) -> None:
+    """Return once it has an outcome, whatever that is.
+
+    Raises:
+        CancelledError: it was dropped, or the caller was.
+    """
+    try:
+        await future
+    except Exception:  # `_sort_out` looks at it
+        return
 
 
 def _sort_out(futures: Sequence[asyncio.Future[Answer[T] | Refused]]) -> list[Answer[T]]:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pocketdx_serve.envelope import Envelope
-from pocketdx_serve.logs import REQUEST, JsonFormatter, Unhurried
+from pocketdx_serve.logs import JsonFormatter, PlainFormatter, Unhurried
 from pocketdx_serve.metrics import Metrics
 from tests_wait import wait_for
 
@@ -117,19 +117,15 @@ def test_the_log_of_an_exception_has_its_place_but_not_its_message() -> None:
 def test_lines_of_requests_are_written_together_and_every_other_at_once_in_order() -> None:
     out = io.StringIO()
     handler = Unhurried(out)
-    handler.setFormatter(logging.Formatter("%(message)s %(n)s"))
-
-    def emit(event: str, n: int) -> None:
-        handler.handle(logging.makeLogRecord({"msg": event, "n": n, "levelno": logging.INFO}))
-
+    handler.setFormatter(PlainFormatter())
     with handler._pen:  # the thread that writes has to wait
-        emit(REQUEST, 1)
-        emit(REQUEST, 2)
+        handler.request({"n": 1})
+        handler.request({"n": 2})
         assert out.getvalue() == ""
-    emit("ready", 3)
-    assert out.getvalue() == "request 1\nrequest 2\nready 3\n"
-    emit(REQUEST, 4)
-    wait_for(lambda: out.getvalue().endswith("request 4\n"))
+    handler.handle(logging.makeLogRecord({"msg": "ready", "levelno": logging.INFO, "fields": {"n": 3}}))
+    assert out.getvalue() == "request n=1\nrequest n=2\nready n=3\n"
+    handler.request({"n": 4})
+    wait_for(lambda: out.getvalue().endswith("request n=4\n"))
 
 
 def test_no_line_of_many_threads_is_lost() -> None:
@@ -138,7 +134,7 @@ def test_no_line_of_many_threads_is_lost() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(_n: int) -> None:
-        handler.handle(logging.makeLogRecord({"msg": REQUEST}))
+        handler.request({})
         handler.flush()
 
     with ThreadPoolExecutor(8) as pool:
