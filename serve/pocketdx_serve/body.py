@@ -58,7 +58,7 @@ class Upload:
         self._settings = settings
         self._request = request
         # The first of each name. (Starlette's headers look through all of them for every one asked for.)
-        self._headers: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))
+        self._headers: dict[bytes, bytes] = dict(reversed(list(request.scope["headers"])))
         self.size = 0
 
     def release(self) -> None:

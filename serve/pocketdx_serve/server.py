@@ -238,7 +238,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         # Weakly: in a circle of references the body would stay until the garbage collector comes by.
-        cycle.scope["extensions"] = {WHOLE_BODY: partial(_whole_body, ref(cycle))}
+        cycle.scope.setdefault("extensions", {})[WHOLE_BODY] = partial(_whole_body, ref(cycle))
         shedding = self.shedding
         if not shedding.concerns(cycle.scope):
             super()._start_asgi_task(cycle, app)
