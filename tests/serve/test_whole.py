@@ -21,7 +21,7 @@ Serve = Callable[..., Any]
 
 
 def uncollected(kind: type) -> list[Any]:
-    return [each for each in gc.get_objects() if isinstance(each, kind)]
+    return [each for each in gc.get_objects() if type(each) is kind]
 
 
 def test_a_body_that_came_as_a_whole_is_not_waited_for_and_one_in_pieces_is(
