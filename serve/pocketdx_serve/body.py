@@ -77,6 +77,7 @@ class Upload:
         media_type = content_type.partition(";")[0].strip().lower()
         if media_type.startswith("image/") or media_type in RAW_TYPES:
             return [await self.body()]
+        self._check_encoding()
         if media_type == "multipart/form-data":
             parts = ImageParts(content_type, self._settings.max_images)
             await self._read(parts.feed)
@@ -92,13 +93,13 @@ class Upload:
 
     async def body(self) -> bytes:
         """Read the body as it is; raises as `images`."""
+        self._check_encoding()
         chunks: list[bytes] = []
         await self._read(chunks.append)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _read(self, take: Callable[[bytes], None]) -> None:
         """Hand the body over chunk by chunk; refuse what is declared too large before its first byte is read."""
-        self._check_encoding()
         declared = self._headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:19]) > self._settings.max_bytes:
             raise self._too_large(body_unread=True)

@@ -121,14 +121,14 @@ def _record(line: logging.LogRecord | tuple[float, dict[str, Any]]) -> logging.L
 
 
 def log_request(log: logging.Logger, fields: dict[str, Any]) -> None:
-    """Log one request, unhurriedly where `configure` has been called."""
+    """Log one request, unhurriedly where `configure` has been called and nobody else listens."""
     if not log.isEnabledFor(logging.INFO):
         return
-    handler = log.handlers[0] if log.handlers else None
-    if isinstance(handler, Unhurried):
-        handler.request(fields)
-    else:
-        log.info(REQUEST, extra={"fields": fields})
+    match log.handlers:
+        case [Unhurried() as handler]:
+            handler.request(fields)
+        case _:
+            log.info(REQUEST, extra={"fields": fields})
 
 
 def configure() -> None:

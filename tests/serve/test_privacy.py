@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pocketdx_serve.envelope import Envelope
-from pocketdx_serve.logs import JsonFormatter, PlainFormatter, Unhurried
+from pocketdx_serve.logs import JsonFormatter, PlainFormatter, Unhurried, log_request
 from pocketdx_serve.metrics import Metrics
 from tests_wait import wait_for
 
@@ -126,6 +126,18 @@ def test_lines_of_requests_are_written_together_and_every_other_at_once_in_order
     assert out.getvalue() == "request n=1\nrequest n=2\nready n=3\n"
     handler.request({"n": 4})
     wait_for(lambda: out.getvalue().endswith("request n=4\n"))
+
+
+def test_a_handler_that_was_added_hears_of_requests_too() -> None:
+    log, out, other = logging.Logger("x"), io.StringIO(), io.StringIO()
+    handler = Unhurried(out)
+    handler.setFormatter(PlainFormatter())
+    log.addHandler(handler)
+    log_request(log, {"n": 1})
+    log.addHandler(logging.StreamHandler(other))
+    log_request(log, {"n": 2})
+    assert out.getvalue() == "request n=1\nrequest n=2\n"
+    assert other.getvalue() == "request\n"
 
 
 def test_no_line_of_many_threads_is_lost() -> None:

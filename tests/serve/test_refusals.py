@@ -174,6 +174,12 @@ def test_a_compressed_body_is_refused(live: Any, jpeg: bytes) -> None:
     assert reply.headers["accept-encoding"] == "identity"
 
 
+@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data"])
+def test_a_coded_body_is_refused_for_that_whatever_else_is_wrong_with_it(live: Any, content_type: str) -> None:
+    reply = live.post("/v1/diagnose", b"", content_type, **{"Content-Encoding": "gzip"})
+    check_problem(reply, 415, "content-encoding")
+
+
 BOUNDARY = "multipart/form-data; boundary=b"
 PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n'
 MANY_HEADERS = (b"X: " + b"y" * 2500 + b"\r\n") * 4
