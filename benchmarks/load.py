@@ -37,7 +37,7 @@ class Connection:
         self.used = False
         self.idle = False
         self.left = memoryview(b"")
-        self._buffer = bytearray()
+        self._begun = b""
 
     def ask(self, request: bytes, due: float) -> None:
         """Begin to send."""
@@ -61,15 +61,14 @@ class Connection:
             return None
         if not data:
             raise ConnectionResetError
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
+        data = self._begun + data
+        head, mark, body = data.partition(b"\r\n\r\n")
+        head = head.lower()
+        length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
+        if not mark or len(body) < length:
+            self._begun = data
             return None
-        head = bytes(self._buffer[:end]).lower()
-        length = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0] or 0)
-        if len(self._buffer) < end + 4 + length:
-            return None
-        self._buffer.clear()
+        self._begun = b""
         self.used = True
         return int(head[9:12]), b"\r\nconnection: close" not in head
 

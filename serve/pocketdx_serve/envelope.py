@@ -101,7 +101,7 @@ def request_id_of(scope: Scope) -> str:
 def new_request_id() -> str:
     """32 hexadecimal digits."""
     # Not a secret; os.urandom would be a system call that gives up the GIL, a third of a millisecond under load.
-    return f"{random.getrandbits(128):032x}"
+    return random.randbytes(16).hex()
 
 
 async def _send_internal(request_id: str, send: Send) -> None:

@@ -61,14 +61,23 @@ class Metrics:
         """A gauge that is asked for when somebody looks."""
         Gauge(f"pocketdx_{name}", text, registry=self.registry).set_function(value)
 
-    def request(self, route: str, status: int, reason: str | None, seconds: float | None) -> None:
-        """Count one request; one that was refused unread took no time."""
+    def request(self, route: str, status: int, reason: str | None, seconds: float) -> None:
+        """Count one request."""
         self.requests.of(route, str(status)).total += 1
-        timed = self.latency.of(route)
-        if seconds is not None:
-            timed.observe(seconds)
+        self.latency.of(route).observe(seconds)
         if reason is not None:
             self.rejected.of(reason).total += 1
+
+    def refusals(self, route: str, status: int, reason: str) -> Callable[[], None]:
+        """As `request` for one that is refused unread, with all looked up beforehand; counts one at each call."""
+        self.latency.of(route)
+        tallies = self.requests.of(route, str(status)), self.rejected.of(reason)
+
+        def count() -> None:
+            for tally in tallies:
+                tally.total += 1
+
+        return count
 
     def answered(self, model: str, answers: Sequence[Answer[Any]]) -> None:
         """Count the images of one answer, and where their time went."""

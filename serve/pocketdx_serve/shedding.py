@@ -65,10 +65,10 @@ class Shedding:
     """
 
     def __init__(self, metrics: Metrics, room: Callable[[], int], paths: Collection[str]) -> None:
-        self._metrics = metrics
         self._room = room
         self._reserved = 0
-        self._paths = frozenset(paths)
+        kind = OVERLOADED.kind
+        self._refusals = {path: metrics.refusals(path, kind.status, kind.reason) for path in paths}
         self._starts = {f"POST {path} HTTP/1.1".encode(): path for path in paths}
         self._known: dict[bytes, tuple[str, int] | None] = {}  # by a digest of the head
         self._refused = 0
@@ -76,7 +76,7 @@ class Shedding:
 
     def concerns(self, scope: Scope) -> bool:
         """Whether a request is one for images."""
-        return scope["path"] in self._paths and scope["method"] == "POST"
+        return scope["path"] in self._refusals and scope["method"] == "POST"
 
     @property
     def full(self) -> bool:
@@ -160,7 +160,7 @@ class Shedding:
         return _refusal(request_id_of(scope).encode(), keep_alive=keep_alive)
 
     def _count(self, path: str) -> None:
-        self._metrics.request(path, OVERLOADED.kind.status, OVERLOADED.kind.reason, None)
+        self._refusals[path]()
         self._refused += 1
         now = time.monotonic()
         if now - self._since > 1:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MOST_TOGETHER = 4
-"""Light jobs that a thread takes at once. More gain little for the graph (benchmarks/batching.py), and wait longer."""
+MOST_TOGETHER = 6
+"""Light jobs that a thread takes at once. Of four the server answers 5 % less in overload, eight gain no more, and all
+wait for each other."""
 
 
 class Full(Exception):  # noqa: N818  (an everyday outcome, not an error)

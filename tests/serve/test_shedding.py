@@ -22,17 +22,23 @@ WHOLE = diagnose_head(len(BODY)) + BODY
 
 
 @pytest.fixture
-def shedding() -> Shedding:
-    return Shedding(Metrics(), lambda: 0, ["/v1/diagnose", "/v1/embed"])
+def metrics() -> Metrics:
+    return Metrics()
 
 
-def test_a_plain_request_is_refused_and_counted(shedding: Shedding) -> None:
+@pytest.fixture
+def shedding(metrics: Metrics) -> Shedding:
+    return Shedding(metrics, lambda: 0, ["/v1/diagnose", "/v1/embed"])
+
+
+def test_a_plain_request_is_refused_and_counted(shedding: Shedding, metrics: Metrics) -> None:
     refusal = shedding.refusal_of_whole(WHOLE)
     assert refusal is not None
     assert refusal.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nretry-after: " in refusal
-    assert b'pocketdx_requests_total{route="/v1/diagnose",status="503"} 1.0' in shedding._metrics.text()
-    assert b'pocketdx_request_seconds_count{route="/v1/diagnose"} 0.0' in shedding._metrics.text()
+    assert b'pocketdx_requests_total{route="/v1/diagnose",status="503"} 1.0' in metrics.text()
+    assert b'pocketdx_rejected_total{reason="overloaded"} 1.0' in metrics.text()
+    assert b'pocketdx_request_seconds_count{route="/v1/diagnose"} 0.0' in metrics.text()
 
 
 def test_each_refusal_has_an_id_of_its_own_in_header_and_body(shedding: Shedding) -> None:
