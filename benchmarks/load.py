@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -200,21 +201,23 @@ class Load:
         connection.sock.close()
 
 
-def summary(load: Load, seconds: float) -> dict[str, Any]:
-    """JSON: answers a second, statuses, latencies of the answers in seconds, and the CPU seconds that all this took."""
-    ordered = sorted(load.latencies)
+def percentiles(latencies: Sequence[float]) -> dict[str, float | None]:
+    """In the unit of the latencies; None where there are none."""
+    ordered = sorted(latencies)
 
     def at(share: float) -> float | None:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
+    return {"p50": at(0.50), "p95": at(0.95), "p99": at(0.99), "max": at(1.0)}
+
+
+def summary(load: Load, seconds: float) -> dict[str, Any]:
+    """JSON: answers a second, statuses, latencies of the answers in seconds, and the CPU seconds that all this took."""
     return {
         "seconds": seconds,
         "statuses": dict(load.statuses),
         "goodput": load.statuses["200"] / seconds,
-        "p50": at(0.50),
-        "p95": at(0.95),
-        "p99": at(0.99),
-        "max": ordered[-1] if ordered else None,
+        **percentiles(load.latencies),
         "cpu": time.process_time(),
     }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import queue
 import random
 import socket
 import statistics
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from load import percentiles
 from measure import circumstances, table
 from PIL import Image
 from servers import CONNECTIONS, Payload, litserve, ours, plain
@@ -87,15 +89,76 @@ def show_throughput(payload: Payload, found: dict[str, list[tuple[float, float]]
     return table([payload.name, "answers a second", "PocketDx / this", "CPU ms an answer", "this / PocketDx"], rows)
 
 
-def paced(start: Callable[[Payload], Any], payload: Payload, most: float, seconds: float) -> str:
-    with start(payload) as server:
-        server.load(payload, 1)
-        outcome = server.load(payload, seconds, connections=256, rate=0.7 * most)
-    p50, p99 = outcome["p50"] * 1000, outcome["p99"] * 1000
-    return (
-        f"At 70 % of the most ({0.7 * most:.0f} a second, open loop): p50 {p50:.1f} ms, p95 "
-        f"{outcome['p95'] * 1000:.1f} ms, p99 {p99:.1f} ms = {p99 / p50:.1f} x p50; {outcome['statuses']}"
+def opened_in_process(model: Model, data: bytes, rate: float, seconds: float) -> dict[str, Any]:
+    """As load.py's open loop, for `in_process`: diagnoses due at fixed times wait in a queue for one of its threads."""
+    due: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    latencies: list[float] = []
+
+    def work() -> None:
+        while (since := due.get()) is not None:
+            model.diagnose([data])
+            latencies.append(time.perf_counter() - since)
+
+    threads = [threading.Thread(target=work) for _ in range(granted_cpus())]
+    for each in threads:
+        each.start()
+    cpu, started = time.process_time(), time.perf_counter()
+    for number in range(int(rate * seconds)):
+        when = started + number / rate
+        time.sleep(max(0.0, when - time.perf_counter()))
+        due.put(when)
+    for _ in threads:
+        due.put(None)
+    for each in threads:
+        each.join()
+    return {**percentiles(latencies), "cpu": (time.process_time() - cpu) / len(latencies)}
+
+
+def paced(start: Callable[[Payload], Any], model: Model, payload: Payload, seconds: float, rounds: int) -> str:
+    """Latency at 70 % of the most, through the server and in process, taking turns. The most is looked at just before:
+    a minute later the same machine may be half as fast, and 70 % of what it did then all that it can do."""
+    found: dict[str, list[tuple[float, float, dict[str, Any]]]] = {OURS: [], INSIDE: []}
+    short = max(3.0, seconds / 4)
+    for _ in range(rounds):
+        most, cpu = in_process(model, payload.data, short)
+        found[INSIDE].append((most, cpu, opened_in_process(model, payload.data, 0.7 * most, seconds)))
+        with start(payload) as server:
+            server.load(payload, 1)
+            times = [server.cpu]
+            closed = server.load(payload, short)
+            times.append(server.cpu)
+            opened = server.load(payload, seconds, connections=256, rate=0.7 * closed["goodput"])
+            times.append(server.cpu)
+        for each in (closed, opened):
+            if set(each["statuses"]) != {"200"}:
+                raise SystemExit(f"error: answered {each['statuses']}")
+        opened["cpu"] = (times[2] - times[1]) / opened["statuses"]["200"]
+        found[OURS].append((closed["goodput"], (times[1] - times[0]) / closed["statuses"]["200"], opened))
+    return table(
+        [
+            "at 70 % of the most",
+            "the most",
+            "p50 / p95 / p99, ms",
+            "p99 / p50, each round",
+            "median",
+            "CPU ms: most, 70 %",
+        ],
+        [_paced_row(name, each) for name, each in found.items()],
     )
+
+
+def _paced_row(name: str, rounds: list[tuple[float, float, dict[str, Any]]]) -> list[str]:
+    mosts, cpus, outcomes = zip(*rounds, strict=True)
+    ratios = sorted(each["p99"] / each["p50"] for each in outcomes)
+    times = [statistics.median(each[key] for each in outcomes) * 1000 for key in ("p50", "p95", "p99", "cpu")]
+    return [
+        name,
+        f"{min(mosts):.0f} to {max(mosts):.0f}",
+        " / ".join(f"{each:.1f}" for each in times[:3]),
+        ", ".join(f"{each:.1f}" for each in ratios),
+        f"{statistics.median(ratios):.1f}",
+        f"{statistics.median(cpus) * 1000:.2f}, {times[3]:.2f}",
+    ]
 
 
 def slow_clients(start: Callable[[Payload], Any], payload: Payload, count: int = 256) -> str:
@@ -218,13 +281,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server [3]")
     parser.add_argument("--requests", type=int, default=2000, help="for the memory [2000]")
     parser.add_argument("--malformed", type=int, default=1000, help="bodies [1000]")
-    parser.add_argument(
-        "--stage",
-        action="append",
-        default=[],
-        choices=STAGES,
-        help="only this after the throughput; `throughput`: nothing",
-    )
+    parser.add_argument("--stage", action="append", choices=STAGES, help="only this [all]")
     options = parser.parse_args()
     model = Model(options.model, threads=1).load()
     servers = {OURS: ours(options.model)}
@@ -238,22 +295,23 @@ def main() -> None:
             Payload.make(Path(folder), LARGE, photo(0, detail=0.0)),
         ]
         small = payloads[0]
-        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for payload in payloads:
-            found[payload.name] = throughput(model, payload, servers, options.seconds, options.rounds)
-            print(show_throughput(payload, found[payload.name]), end="\n\n", flush=True)
-        most = statistics.median(rate for rate, _ in found[SMALL][OURS])
         start = servers[OURS]
+
+        def throughputs() -> str:
+            found = [throughput(model, each, servers, options.seconds, options.rounds) for each in payloads]
+            return "\n\n".join(map(show_throughput, payloads, found)) + "\n"
+
         stages: dict[str, Callable[[], str]] = {
-            "start": lambda: start_up(start, small, max(3, options.rounds)),
-            "paced": lambda: paced(start, small, most, max(5.0, options.seconds)),
-            "slow": lambda: slow_clients(start, small),
-            "memory": lambda: memory(start, payloads, options.requests),
-            "malformed": lambda: malformed(start, small, options.malformed),
+            "throughput": throughputs,
+            "start": lambda: f"- {start_up(start, small, max(3, options.rounds))}",
+            "paced": lambda: f"{paced(start, model, small, max(5.0, options.seconds), options.rounds)}\n",
+            "slow": lambda: f"- {slow_clients(start, small)}",
+            "memory": lambda: f"- {memory(start, payloads, options.requests)}",
+            "malformed": lambda: f"- {malformed(start, small, options.malformed)}",
         }
-        for name, stage in stages.items():
-            if name in options.stage or not options.stage:
-                print(f"- {stage()}", flush=True)
+        for name in STAGES:
+            if name in (options.stage or STAGES):
+                print(stages[name](), flush=True)
     print(f"\n{options.seconds:g} s a measurement, {options.rounds} rounds, taking turns; medians.\n")
     print(circumstances(["fastapi", "uvicorn", "uvloop", "torch"]))
 
