@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import queue
 import random
 import socket
@@ -36,6 +37,8 @@ from pocketdx_runtime import Model, granted_cpus
 
 OURS, LITSERVE, PLAIN, INSIDE = "PocketDx", "LitServe + onnxruntime", "FastAPI + torchvision + PyTorch", "in process"
 SMALL, LARGE = "224 px JPEG", "12-megapixel photo"
+SHARES = (0.7, 0.5)
+MOST_SECONDS = 4.0
 STAGES = ("throughput", "start", "paced", "slow", "memory", "malformed")
 
 
@@ -111,53 +114,45 @@ def opened_in_process(model: Model, data: bytes, rate: float, seconds: float) ->
         due.put(None)
     for each in threads:
         each.join()
-    return {**percentiles(latencies), "cpu": (time.process_time() - cpu) / len(latencies)}
+    return {**percentiles(latencies), "busy": (time.process_time() - cpu) / (time.perf_counter() - started)}
 
 
 def paced(start: Callable[[Payload], Any], model: Model, payload: Payload, seconds: float, rounds: int) -> str:
-    """Latency at 70 % of the most, through the server and in process, taking turns. The most is looked at just before:
-    a minute later the same machine may be half as fast, and 70 % of what it did then all that it can do."""
-    found: dict[str, list[tuple[float, float, dict[str, Any]]]] = {OURS: [], INSIDE: []}
-    short = max(3.0, seconds / 4)
-    for _ in range(rounds):
-        most, cpu = in_process(model, payload.data, short)
-        found[INSIDE].append((most, cpu, opened_in_process(model, payload.data, 0.7 * most, seconds)))
+    """Latency at shares of the most, through the server and in process, taking turns.
+
+    The most is looked at just before: a minute later the same machine may be half as fast, and 70 % of what it did then
+    all that it can do.
+    """
+    found: dict[tuple[str, float], list[tuple[float, dict[str, Any]]]] = {}
+    for _, share in itertools.product(range(rounds), SHARES):
+        most, _ = in_process(model, payload.data, MOST_SECONDS)
+        outcome = opened_in_process(model, payload.data, share * most, seconds)
+        found.setdefault((INSIDE, share), []).append((most, outcome))
         with start(payload) as server:
             server.load(payload, 1)
-            times = [server.cpu]
-            closed = server.load(payload, short)
-            times.append(server.cpu)
-            opened = server.load(payload, seconds, connections=256, rate=0.7 * closed["goodput"])
-            times.append(server.cpu)
-        for each in (closed, opened):
-            if set(each["statuses"]) != {"200"}:
-                raise SystemExit(f"error: answered {each['statuses']}")
-        opened["cpu"] = (times[2] - times[1]) / opened["statuses"]["200"]
-        found[OURS].append((closed["goodput"], (times[1] - times[0]) / closed["statuses"]["200"], opened))
-    return table(
-        [
-            "at 70 % of the most",
-            "the most",
-            "p50 / p95 / p99, ms",
-            "p99 / p50, each round",
-            "median",
-            "CPU ms: most, 70 %",
-        ],
-        [_paced_row(name, each) for name, each in found.items()],
-    )
+            most = server.load(payload, MOST_SECONDS)["goodput"]
+            before = server.cpu
+            outcome = server.load(payload, seconds, connections=256, rate=share * most)
+            outcome["busy"] = (server.cpu - before + outcome["cpu"]) / outcome["seconds"]
+        if set(outcome["statuses"]) != {"200"}:
+            raise SystemExit(f"error: answered {outcome['statuses']}")
+        found.setdefault((OURS, share), []).append((most, outcome))
+    head = ["of the most", "", "the most", "CPUs busy", "p50 / p95 / p99, ms", "p99 / p50, each round", "median"]
+    return table(head, [_paced_row(*key, each) for key, each in sorted(found.items(), key=lambda item: -item[0][1])])
 
 
-def _paced_row(name: str, rounds: list[tuple[float, float, dict[str, Any]]]) -> list[str]:
-    mosts, cpus, outcomes = zip(*rounds, strict=True)
+def _paced_row(name: str, share: float, rounds: list[tuple[float, dict[str, Any]]]) -> list[str]:
+    mosts, outcomes = zip(*rounds, strict=True)
     ratios = sorted(each["p99"] / each["p50"] for each in outcomes)
-    times = [statistics.median(each[key] for each in outcomes) * 1000 for key in ("p50", "p95", "p99", "cpu")]
+    median = {key: statistics.median(each[key] for each in outcomes) for key in ("p50", "p95", "p99", "busy")}
     return [
+        f"{share:.0%}",
         name,
         f"{min(mosts):.0f} to {max(mosts):.0f}",
-        " / ".join(f"{each:.1f}" for each in times[:3]),
+        f"{median['busy'] / granted_cpus():.0%}",
+        " / ".join(f"{median[key] * 1000:.1f}" for key in ("p50", "p95", "p99")),
         ", ".join(f"{each:.1f}" for each in ratios),
         f"{statistics.median(ratios):.1f}",
-        f"{statistics.median(cpus) * 1000:.2f}, {times[3]:.2f}",
     ]
 
 
