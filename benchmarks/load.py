@@ -63,11 +63,13 @@ class Connection:
         if not data:
             raise ConnectionResetError
         data = self._begun + data
+        self._begun = data
         head, mark, body = data.partition(b"\r\n\r\n")
+        if not mark:
+            return None
         head = head.lower()
         length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
-        if not mark or len(body) < length:
-            self._begun = data
+        if len(body) < length:
             return None
         self._begun = b""
         self.used = True

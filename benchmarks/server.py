@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import queue
 import random
 import socket
 import statistics
@@ -24,6 +23,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +94,21 @@ def show_throughput(payload: Payload, found: dict[str, list[tuple[float, float]]
 
 
 def opened_in_process(model: Model, data: bytes, rate: float, seconds: float) -> dict[str, Any]:
-    """As load.py's open loop, for `in_process`: diagnoses due at fixed times wait in a queue for one of its threads."""
-    due: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-    latencies: list[float] = []
+    """As load.py's open loop, for `in_process`: diagnoses due at fixed times wait for one of its threads."""
 
-    def work() -> None:
-        while (since := due.get()) is not None:
-            model.diagnose([data])
-            latencies.append(time.perf_counter() - since)
+    def late(due: float) -> float:
+        model.diagnose([data])
+        return time.perf_counter() - due
 
-    threads = [threading.Thread(target=work) for _ in range(granted_cpus())]
-    for each in threads:
-        each.start()
+    waiting = []
     cpu, started = time.process_time(), time.perf_counter()
-    for number in range(int(rate * seconds)):
-        when = started + number / rate
-        time.sleep(max(0.0, when - time.perf_counter()))
-        due.put(when)
-    for _ in threads:
-        due.put(None)
-    for each in threads:
-        each.join()
-    return {**percentiles(latencies), "busy": (time.process_time() - cpu) / (time.perf_counter() - started)}
+    with ThreadPoolExecutor(granted_cpus()) as pool:
+        for number in range(int(rate * seconds)):
+            due = started + number / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            waiting.append(pool.submit(late, due))
+    busy = (time.process_time() - cpu) / (time.perf_counter() - started)
+    return {**percentiles([each.result() for each in waiting]), "busy": busy}
 
 
 def paced(start: Callable[[Payload], Any], model: Model, payload: Payload, seconds: float, rounds: int) -> str:
@@ -138,7 +132,7 @@ def paced(start: Callable[[Payload], Any], model: Model, payload: Payload, secon
             raise SystemExit(f"error: answered {outcome['statuses']}")
         found.setdefault((OURS, share), []).append((most, outcome))
     head = ["of the most", "", "the most", "CPUs busy", "p50 / p95 / p99, ms", "p99 / p50, each round", "median"]
-    return table(head, [_paced_row(*key, each) for key, each in sorted(found.items(), key=lambda item: -item[0][1])])
+    return table(head, [_paced_row(*key, each) for key, each in found.items()])
 
 
 def _paced_row(name: str, share: float, rounds: list[tuple[float, dict[str, Any]]]) -> list[str]:
@@ -292,21 +286,20 @@ def main() -> None:
         small = payloads[0]
         start = servers[OURS]
 
-        def throughputs() -> str:
-            found = [throughput(model, each, servers, options.seconds, options.rounds) for each in payloads]
-            return "\n\n".join(map(show_throughput, payloads, found)) + "\n"
+        def compared(payload: Payload) -> str:
+            return f"{show_throughput(payload, throughput(model, payload, servers, options.seconds, options.rounds))}\n"
 
-        stages: dict[str, Callable[[], str]] = {
-            "throughput": throughputs,
-            "start": lambda: f"- {start_up(start, small, max(3, options.rounds))}",
-            "paced": lambda: f"{paced(start, model, small, max(5.0, options.seconds), options.rounds)}\n",
-            "slow": lambda: f"- {slow_clients(start, small)}",
-            "memory": lambda: f"- {memory(start, payloads, options.requests)}",
-            "malformed": lambda: f"- {malformed(start, small, options.malformed)}",
-        }
-        for name in STAGES:
+        stages: list[tuple[str, Callable[[], str]]] = [
+            *(("throughput", partial(compared, each)) for each in payloads),
+            ("start", lambda: f"- {start_up(start, small, max(3, options.rounds))}"),
+            ("paced", lambda: f"{paced(start, model, small, max(5.0, options.seconds), options.rounds)}\n"),
+            ("slow", lambda: f"- {slow_clients(start, small)}"),
+            ("memory", lambda: f"- {memory(start, payloads, options.requests)}"),
+            ("malformed", lambda: f"- {malformed(start, small, options.malformed)}"),
+        ]
+        for name, stage in stages:
             if name in (options.stage or STAGES):
-                print(stages[name](), flush=True)
+                print(stage(), flush=True)
     print(f"\n{options.seconds:g} s a measurement, {options.rounds} rounds, taking turns; medians.\n")
     print(circumstances(["fastapi", "uvicorn", "uvloop", "torch"]))
 

@@ -64,9 +64,10 @@ def run(threads: int, use: Callable[[Pool], Sequence[Work[Any]]]) -> tuple[Pool,
 
 
 def test_light_jobs_that_wait_are_asked_for_together_in_their_order() -> None:
-    pool, results = run(1, lambda pool: [pool.asking(value) for value in range(MOST_TOGETHER + 2)])
-    assert results == [10 * value for value in range(MOST_TOGETHER + 2)]
-    assert pool.batches == [list(range(MOST_TOGETHER)), [MOST_TOGETHER, MOST_TOGETHER + 1]]
+    pool, results = run(1, lambda pool: [pool.asking(value) for value in range(8)])
+    assert results == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert pool.batches == [[0, 1, 2, 3, 4, 5], [6, 7]]
+    assert MOST_TOGETHER == 6
 
 
 def test_threads_share_what_waits() -> None:
