@@ -22,6 +22,7 @@ from typing import Any
 
 from measure import circumstances, table
 
+from pocketdx_runtime.conform import to_plain
 from pocketdx_train.settings import TrainSettings, flag
 
 RECIPE: Mapping[str, Any] = {
@@ -80,7 +81,12 @@ def train_command(data: Path, run: Path, settings: TrainSettings, machine: Seque
     """`pocketdx train` with every setting that is not the default; with --resume where it was stopped."""
     usual = asdict(TrainSettings())
     chosen = {name: value for name, value in asdict(settings).items() if value != usual[name]}
-    flags = [text for name, value in chosen.items() for text in (flag(name), str(value))]
+    flags = [
+        text
+        for name, value in chosen.items()
+        for each in (value if isinstance(value, tuple) else (value,))
+        for text in (flag(name), str(each))
+    ]
     resume = ["--resume"] if Path(f"{run}.unfinished", "begun.json").is_file() else []
     return ["train", str(data), "--out", str(run), *flags, *machine, *resume]
 
@@ -94,8 +100,8 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
     run, bundle, parity = folder / "run", folder / "bundle", folder / "parity.json"
     if not (run / "run.json").is_file():
         pocketdx([*train_command(data, run, settings, machine), *cache])
-    elif (found := json.loads((run / "run.json").read_text("utf-8"))["settings"]) != asdict(settings):
-        other = ", ".join(name for name, value in asdict(settings).items() if found.get(name) != value)
+    elif (found := json.loads((run / "run.json").read_text("utf-8"))["settings"]) != (wanted := to_plain(settings)):
+        other = ", ".join(name for name, value in wanted.items() if found.get(name) != value)
         raise SystemExit(f"{run}: trained with another {other}; choose another --out")
     if not (bundle / "manifest.json").is_file():
         only = ["--format", "onnx", "--precision", "fp32"]

@@ -22,7 +22,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -46,15 +46,19 @@ from pocketdx_train.sources import classes, open_source
 from pocketdx_train.splits import DataReport
 
 TEACHER = {"architecture": "mobilenet_v2"}
-TAUGHT = "the teacher with the same seed"
+NTH = ("first", "second", "third")
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
-    "a teacher": {"teacher": TAUGHT, "epochs": 2 * RECIPE["epochs"]},
+    "a teacher": {"teacher": ("larger",), "epochs": 2 * RECIPE["epochs"]},
+    "three teachers": {"teacher": NTH, "epochs": 2 * RECIPE["epochs"]},
     "the teacher itself": TEACHER,
     "slower": {"lr": 3e-4},
     "milder": {"augment": "medical"},
 }
 """Changes to the recipe of chest_xray.py."""
+
+TEACHERS = {"larger": ("the teacher itself", 0), **{name: ("recipe", n) for n, name in enumerate(NTH, 1)}}
+"""Who teaches: a candidate, and what is added to the seed."""
 
 LOOKED_AT = 300
 """Pictures of each class to look at."""
@@ -161,7 +165,7 @@ def shared_out(data: Decoded, labels: Sequence[str], direction: str, most: int) 
     return Prepared(data, tuple(labels), tuple(splits), nothing), np.array(looked_at)
 
 
-def trained(prepared: Prepared, settings: TrainSettings, folder: Path, teacher: Network | None) -> Network:
+def trained(prepared: Prepared, settings: TrainSettings, folder: Path, teachers: Sequence[Network]) -> Network:
     """A network that has been trained once, or what an earlier call kept of it."""
     kept = folder / f"{named(settings)}.safetensors"
     average = Averaging(settings.ema, head_epochs=settings.first_epochs, epochs=settings.epochs)
@@ -172,7 +176,7 @@ def trained(prepared: Prepared, settings: TrainSettings, folder: Path, teacher: 
     with loop.quiet():
         trainer = loop.make_trainer(settings, loop.Machine("cpu"), [average], folder=folder, tensorboard=False)
         # The average is in the network at its end.
-        loop.fit(trainer, network, prepared, settings, teacher=teacher)
+        loop.fit(trainer, network, prepared, settings, teachers=teachers)
     save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, kept)
     return network.eval()
 
@@ -196,12 +200,13 @@ class Trial:
     weights: Mapping[str, str]
 
     def network(self, candidate: str) -> Network:
-        """The candidate's, trained; where it has a teacher, that one before it."""
+        """The candidate's, trained; where it has teachers, those before it."""
         chosen = {**RECIPE, **CANDIDATES[candidate]}
         start = self.weights[chosen.get("architecture", TrainSettings.architecture)]
         settings = TrainSettings(**chosen, size=self.size, weights=start, seed=self.seed)
-        teacher = self.network("the teacher itself") if settings.teacher else None
-        return trained(self.prepared, settings, self.folder, teacher)
+        who = [TEACHERS[name] for name in settings.teacher]
+        teachers = [replace(self, seed=self.seed + more).network(name) for name, more in who]
+        return trained(self.prepared, settings, self.folder, teachers)
 
 
 def figures(network: Network, prepared: Prepared, looked_at: NDArray[np.int64]) -> dict[str, float]:

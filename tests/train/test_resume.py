@@ -148,7 +148,7 @@ def test_it_does_so_in_the_midst_of_a_soup(
 def test_it_does_so_with_a_teacher(
     batch: int, finished: fit.Finished, repeated: Callable[..., Any], uninterrupted: Callable[..., Any]
 ) -> None:
-    taught = repeated(epoch=1, batch=batch, **FULL, teacher=str(finished.run.folder))
+    taught = repeated(epoch=1, batch=batch, **FULL, teacher=[str(finished.run.folder)])
     assert taught != uninterrupted(**FULL)
 
 
@@ -157,7 +157,7 @@ def test_with_a_teacher_of_other_weights_it_does_not_go_on(
 ) -> None:
     teacher = tmp_path / "teacher"
     shutil.copytree(finished.run.folder, teacher)
-    changes = {"epochs": 2, "teacher": str(teacher)}
+    changes = {"epochs": 2, "teacher": [str(teacher)]}
     out = killed(epoch=1, batch=1, **changes)
     fit.train(pictures, teacher, quick(epochs=1, seed=1), force=True)
     with pytest.raises(CheckpointError, match="--teacher had other weights"):

@@ -28,13 +28,13 @@ BAD: dict[str, list[Any]] = {
     "balance": ["maybe"],
     "augment": ["wild"],
     "ema": [1.0],
-    "teacher": [""],
     "soup": [0, 101],
     "patience": [-1],
     "monitor": ["accuracy"],
     "val_fraction": [0.0, 0.95],
     "test_fraction": [0.0, 0.85],
     "seed": [-1, 2**31],
+    "split_seed": [-1, 2**31],
     "precision": ["8-bit"],
 }
 
@@ -44,6 +44,11 @@ def test_a_setting_out_of_range_is_refused_by_its_flag_with_what_is_allowed(name
     with pytest.raises(TrainError) as error:
         TrainSettings(**{name: value})
     assert str(error.value).startswith(f"{flag(name)} {value}: give ")
+
+
+def test_a_teacher_without_a_name_is_refused() -> None:
+    with pytest.raises(TrainError, match=r"^--teacher run, : give the folder of a run$"):
+        TrainSettings(teacher=("run", ""))
 
 
 def test_a_setting_of_the_wrong_type_is_refused_by_name() -> None:

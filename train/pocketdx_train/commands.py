@@ -41,7 +41,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
     """A `click` option for one field of `TrainSettings`, with its default."""
     default = getattr(_DEFAULTS, name)
-    return click.option(flag(name), name, default=default, show_default=default is not None, help=text, **kind)
+    return click.option(flag(name), name, default=default, show_default=default not in (None, ()), help=text, **kind)
 
 
 @click.command()
@@ -64,7 +64,7 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @_setting("balance", "How classes of different size are evened out.", type=click.Choice(BALANCING))
 @_setting("augment", "How pictures are varied in training.", type=click.Choice(AUGMENTATIONS))
 @_setting("ema", "Decay of the weights' moving average; 0 is off.")
-@_setting("teacher", "Run whose network, a larger one say, is learnt from instead of the labels.")
+@_setting("teacher", "Run whose network is learnt from instead of the labels; of several, the mean.", multiple=True)
 @_setting("soup", "Trainings from the same start whose weights are averaged; each costs --epochs.")
 @_setting("patience", "Stop after so many epochs without a better AUC; 0 is never.")
 @_setting("monitor", "What chooses the epoch that is kept.", type=click.Choice(MONITORS))
@@ -72,6 +72,7 @@ def _setting(name: str, text: str, **kind: Any) -> Callable[[_F], _F]:
 @_setting("test_fraction", "Part kept for the test, if the data has no such split.")
 @_setting("patient_regex", "Finds the patient in a file name: 'person(\\d+)_'.")
 @_setting("seed", "Of everything random.")
+@_setting("split_seed", "Of the splits that are drawn. [default: --seed]", type=int)
 @_setting("precision", "Of the arithmetic in training.", type=click.Choice(PRECISIONS))
 @click.option("--accelerator", default="auto", show_default=True, type=click.Choice(ACCELERATORS), help="What on.")
 @click.option("--devices", default="auto", show_default=True, help="auto, how many on each node, or which: 0,1.")

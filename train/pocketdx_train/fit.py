@@ -87,13 +87,13 @@ def train(
         source = open_source(path, patient_regex=settings.patient_regex)
         labels = classes(source)
         network = _network(settings, len(labels))
-        teacher = open_teacher(settings.teacher, labels, network.preprocessing)
+        teachers = [open_teacher(folder, labels, network.preprocessing) for folder in settings.teacher]
         prepared = prepare(source, labels, settings, cache=cache, progress=decoding)
         for line in prepared.report.lines() if first else ():
             say(line)
-        if teacher is not None:
+        for teacher in teachers:
             check_not_taught_on_test(teacher, prepared)
-        begun = Begun.with_(settings, prepared, trainer.world_size, teacher)
+        begun = Begun.with_(settings, prepared, trainer.world_size, teachers)
         with unfinished.opened(begun, prepared, resume=resume) if first else nullcontext():
             state = unfinished.last if resume and unfinished.last.is_file() else None
             loop.fit(
@@ -101,7 +101,7 @@ def train(
                 network,
                 prepared,
                 settings,
-                teacher=None if teacher is None else teacher.network(),
+                teachers=[teacher.network() for teacher in teachers],
                 workers=machine.workers,
                 state=state,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def fit(
     prepared: Prepared,
     settings: TrainSettings,
     *,
-    teacher: Network | None = None,
+    teachers: Sequence[Network] = (),
     workers: int = 0,
     state: Path | None = None,
 ) -> None:
@@ -155,7 +155,7 @@ def fit(
         network: what learns.
         prepared: the data.
         settings: how to train.
-        teacher: what it learns from instead of the labels.
+        teachers: what it learns from instead of the labels.
         workers: processes that augment pictures.
         state: checkpoint to go on from.
 
@@ -178,7 +178,7 @@ def fit(
         classes=len(prepared.labels),
         class_weights=torch.tensor(by_class, dtype=torch.float32) if settings.balance == "weights" else None,
         steps_per_epoch=len(loader),
-        teacher=teacher,
+        teachers=teachers,
     )
     try:
         trainer.fit(module, loader, validation, ckpt_path=state)

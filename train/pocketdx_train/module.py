@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,8 +34,8 @@ class Classifier(lightning.LightningModule):
         classes: number of classes C.
         class_weights: float32 [C] for the loss, or None.
         steps_per_epoch: optimizer steps, for the schedule.
-        teacher: in evaluation mode, with the same normalisation; what it says of a picture is learnt instead of the
-            label. It learns nothing, and is no part of a checkpoint.
+        teachers: in evaluation mode, with the same normalisation; what they say of a picture, in the mean, is learnt
+            instead of the label. They learn nothing, and are no part of a checkpoint.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class Classifier(lightning.LightningModule):
         classes: int,
         class_weights: torch.Tensor | None,
         steps_per_epoch: int,
-        teacher: Network | None = None,
+        teachers: Sequence[Network] = (),
     ) -> None:
         super().__init__()
-        self._teacher = None if teacher is None else (teacher,)  # in a tuple Lightning does not find it
+        self._teachers = tuple(teachers)  # in a tuple Lightning does not find them
         self.network = network
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
@@ -57,8 +58,8 @@ class Classifier(lightning.LightningModule):
         self.auc_shifted = MulticlassAUROC(classes, average="macro")
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the network is."""
-        for teacher in self._teacher or ():
+        """Put the teachers where the network is."""
+        for teacher in self._teachers:
             teacher.requires_grad_(False).to(memory_format=torch.channels_last)
             teacher.to(self.device)
 
@@ -131,12 +132,12 @@ class Classifier(lightning.LightningModule):
         return self.network.classify(features)
 
     def _taught(self, normalised: torch.Tensor) -> torch.Tensor | None:
-        """The teacher's probabilities, float32 [N, C], if there is one."""
-        if self._teacher is None:
+        """The mean of the teachers' probabilities, float32 [N, C], if there are any."""
+        if not self._teachers:
             return None
-        (teacher,) = self._teacher
         with torch.no_grad():
-            return teacher.classify(teacher.features(normalised)).float().softmax(1)
+            each = [teacher.classify(teacher.features(normalised)).float().softmax(1) for teacher in self._teachers]
+            return torch.stack(each).mean(0)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None = None) -> torch.Tensor:
         weight: Any = self.class_weights

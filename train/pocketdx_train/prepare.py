@@ -53,7 +53,7 @@ def prepare(
     Args:
         source: the labelled images.
         labels: its classes.
-        settings: size, fractions and seed are looked at.
+        settings: size, fractions and seeds are looked at.
         cache: folder of decoded images; None is the user's.
         progress: called with (done, all) while pictures are decoded.
 
@@ -62,5 +62,6 @@ def prepare(
     """
     data = decode_once(source, settings.size, cache or default_cache_folder(), progress=progress)
     fractions = Fractions(settings.val_fraction, settings.test_fraction)
-    splits = assign_splits(data, labels, fractions=fractions, seed=settings.seed)
+    seed = settings.seed if settings.split_seed is None else settings.split_seed
+    splits = assign_splits(data, labels, fractions=fractions, seed=seed)
     return Prepared(data, labels, splits, report(data, splits, labels, source.ignored))

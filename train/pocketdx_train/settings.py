@@ -23,6 +23,11 @@ def flag(name: str) -> str:
     return "--" + name.removesuffix("_fraction").replace("_", "-")
 
 
+def shown(value: object) -> str:
+    """A value of a field of `TrainSettings`, as it is given on the command line."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _one_of(names: tuple[str, ...]) -> str:
     return f"one of {', '.join(names)}"
 
@@ -49,7 +54,8 @@ class TrainSettings:
         balance: "weights" (in the loss), "sampling" (of the images) or "none".
         augment: a key of `augment.RECIPES`.
         ema: decay of the weights' moving average; 0 is off.
-        teacher: folder of a run to learn from instead of the labels (distillation); None is without.
+        teacher: folders of runs to learn from instead of the labels (distillation), of several the mean of their
+            probabilities.
         soup: trainings of `epochs` epochs from the same start, whose weights are averaged (Wortsman et al., 2022).
         patience: epochs without a better `monitor` before training stops; 0 is never.
         monitor: what the best epoch is chosen by: AUC on validation under simulated shift, or as it is; or "last":
@@ -57,6 +63,7 @@ class TrainSettings:
         val_fraction, test_fraction: where the data has no such split.
         patient_regex: finds the patient in a file name.
         seed: of everything random.
+        split_seed: of the splits that are drawn; None is `seed`. Runs with one of it are judged by the same pictures.
         precision: Lightning's: "32-true", "bf16-mixed", "16-mixed".
     """
 
@@ -77,7 +84,7 @@ class TrainSettings:
     balance: str = "weights"
     augment: str = "medical"
     ema: float = 0.99
-    teacher: str | None = None
+    teacher: tuple[str, ...] = ()
     soup: int = 1
     patience: int = 0
     monitor: str = "val_auc_shifted"
@@ -85,6 +92,7 @@ class TrainSettings:
     test_fraction: float = 0.2
     patient_regex: str | None = None
     seed: int = 0
+    split_seed: int | None = None
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
@@ -107,18 +115,19 @@ class TrainSettings:
             "balance": (self.balance in BALANCING, _one_of(BALANCING)),
             "augment": (self.augment in AUGMENTATIONS, _one_of(AUGMENTATIONS)),
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
-            "teacher": (self.teacher != "", "the folder of a run"),
+            "teacher": (all(self.teacher), "the folder of a run"),
             "soup": (1 <= self.soup <= 100, "1 to 100"),
             "patience": (self.patience >= 0, "0 or more"),
             "monitor": (self.monitor in MONITORS, _one_of(MONITORS)),
             "val_fraction": (0 < self.val_fraction < 0.9, "above 0 and below 0.9"),
             "test_fraction": (0 < self.test_fraction < 0.9 - self.val_fraction, "above 0, with --val below 0.9"),
             "seed": (0 <= self.seed < 2**31, "from 0 to 2147483647"),
+            "split_seed": (0 <= (self.split_seed or 0) < 2**31, "from 0 to 2147483647"),
             "precision": (self.precision in PRECISIONS, _one_of(PRECISIONS)),
         }
         for name, (holds, expected) in allowed.items():
             if not holds:
-                raise TrainError(f"{flag(name)} {getattr(self, name)}: give {expected}")
+                raise TrainError(f"{flag(name)} {shown(getattr(self, name))}: give {expected}")
         if self.finetune == "frozen" and self.weights == "none":
             raise TrainError("--finetune frozen: with --weights none the layers that are frozen have learnt nothing")
         if self.soup > 1 and self.weights == "none":

@@ -10,11 +10,11 @@ from pocketdx_train.prepare import Prepared
 from pocketdx_train.run import Run
 
 
-def open_teacher(folder: str | None, labels: tuple[str, ...], preprocessing: Preprocessing) -> Run | None:
-    """The run in ``folder``; None for None.
+def open_teacher(folder: str, labels: tuple[str, ...], preprocessing: Preprocessing) -> Run:
+    """The run in ``folder``.
 
     Args:
-        folder: as `TrainSettings.teacher` names it.
+        folder: one of `TrainSettings.teacher`.
         labels: of the data, in the order of the logits.
         preprocessing: of the network that will learn; both are given the same numbers.
 
@@ -22,8 +22,6 @@ def open_teacher(folder: str | None, labels: tuple[str, ...], preprocessing: Pre
         CheckpointError: it is no finished run, or damaged.
         TrainError: it has other labels or another preprocessing.
     """
-    if folder is None:
-        return None
     run = Run.open(Path(folder))
     if run.record.labels != labels:
         raise TrainError(
@@ -53,5 +51,5 @@ def check_not_taught_on_test(teacher: Run, prepared: Prepared) -> None:
         if known:
             raise TrainError(
                 f"--teacher {teacher.folder}: it has learnt {len(known)} pictures of the {split} split, such as "
-                f"{min(known)}; train it on the same data with the same --seed"
+                f"{min(known)}; train it on the same data with the same --seed or --split-seed"
             )

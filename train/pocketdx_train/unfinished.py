@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pocketdx_train.errors import CheckpointError, TrainError
 from pocketdx_train.locks import locked
 from pocketdx_train.prepare import Prepared
 from pocketdx_train.run import DATA_FILE, HISTORY_FILE, RUN_FILE, Run, unfinished_folder, write_json
-from pocketdx_train.settings import TrainSettings, flag
+from pocketdx_train.settings import TrainSettings, flag, shown
 
 _BEGUN, _LOCK = "begun.json", "lock"
 
@@ -30,35 +30,37 @@ class Begun:
         settings: how the network is trained.
         processes: how many train together.
         images: name and a digest of label, split and pixels of each image used, in order.
-        teacher: SHA-256 (hex) of the weights that are learnt from, if any are.
+        teachers: SHA-256 (hex) of the weights that are learnt from.
     """
 
     settings: TrainSettings
     processes: int
     images: tuple[tuple[str, str], ...]
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         conform_fields(self)
 
     @classmethod
-    def with_(cls, settings: TrainSettings, prepared: Prepared, processes: int, teacher: Run | None = None) -> Begun:
+    def with_(cls, settings: TrainSettings, prepared: Prepared, processes: int, teachers: Sequence[Run] = ()) -> Begun:
         """What a run that begins now begins with."""
         images = []
         for record, split, pixels in zip(prepared.data.records, prepared.splits, prepared.data.digests, strict=True):
             if split:
                 content = json.dumps([record.label, split, pixels])
                 images.append((record.name, hashlib.sha256(content.encode()).hexdigest()[:16]))
-        return cls(settings, processes, tuple(images), None if teacher is None else teacher.record.weights_digest)
+        return cls(settings, processes, tuple(images), tuple(each.record.weights_digest for each in teachers))
 
     def differences(self, now: Begun) -> list[str]:
         """What is not as it was, in words."""
         found = [
-            f"{flag(name)} was {old}" for name, old in vars(self.settings).items() if old != getattr(now.settings, name)
+            f"{flag(name)} was {shown(old) or 'not given'}"
+            for name, old in vars(self.settings).items()
+            if old != getattr(now.settings, name)
         ]
         if self.processes != now.processes:
             found.append(f"{self.processes} processes trained together, not {now.processes}")
-        if self.teacher != now.teacher and self.settings.teacher == now.settings.teacher:
+        if self.teachers != now.teachers and self.settings.teacher == now.settings.teacher:
             found.append("--teacher had other weights")
         if self.images != now.images:
             found.append(_changed_images(dict(self.images), dict(now.images)))
