@@ -118,6 +118,16 @@ def test_a_weights_file_that_does_not_fit_is_refused_before_anything_is_decoded(
     assert not kept.exists()
 
 
+def test_each_of_several_teachers_is_looked_at(
+    pocketdx: Command, pictures: Path, finished: fit.Finished, tmp_path: Path
+) -> None:
+    good, bad = ["--teacher", finished.run.folder], ["--teacher", tmp_path / "nobody"]
+    for teachers in (good + bad, bad + good):
+        outcome = pocketdx("train", pictures, "--out", tmp_path / "run", *QUICK, *teachers)
+        refused(outcome, f"{tmp_path / 'nobody'}: no such run")
+    assert not (tmp_path / "run.unfinished").exists()
+
+
 def test_an_existing_output_is_not_touched_unless_asked(pocketdx: Command, pictures: Path, run_copy: Run) -> None:
     before = {path: path.read_bytes() for path in run_copy.folder.iterdir()}
     refused(pocketdx("train", pictures, "--out", run_copy.folder, *QUICK), f"{run_copy.folder}: exists already")
