@@ -81,12 +81,10 @@ def train_command(data: Path, run: Path, settings: TrainSettings, machine: Seque
     """`pocketdx train` with every setting that is not the default; with --resume where it was stopped."""
     usual = asdict(TrainSettings())
     chosen = {name: value for name, value in asdict(settings).items() if value != usual[name]}
-    flags = [
-        text
-        for name, value in chosen.items()
-        for each in (value if isinstance(value, tuple) else (value,))
-        for text in (flag(name), str(each))
-    ]
+    flags = []
+    for name, value in chosen.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            flags += [flag(name), str(each)]
     resume = ["--resume"] if Path(f"{run}.unfinished", "begun.json").is_file() else []
     return ["train", str(data), "--out", str(run), *flags, *machine, *resume]
 

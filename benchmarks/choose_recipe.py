@@ -45,13 +45,13 @@ from pocketdx_train.settings import TrainSettings
 from pocketdx_train.sources import classes, open_source
 from pocketdx_train.splits import DataReport
 
-TEACHER = {"architecture": "mobilenet_v2"}
+LARGER = {"architecture": "mobilenet_v2"}
 NTH = ("first", "second", "third")
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
     "a teacher": {"teacher": ("larger",), "epochs": 2 * RECIPE["epochs"]},
     "three teachers": {"teacher": NTH, "epochs": 2 * RECIPE["epochs"]},
-    "the teacher itself": TEACHER,
+    "the teacher itself": LARGER,
     "slower": {"lr": 3e-4},
     "milder": {"augment": "medical"},
 }
@@ -258,7 +258,7 @@ def main() -> None:
     source = open_source(options.data, patient_regex=RECIPE["patient_regex"])
     labels = classes(source)
     data = decode_once(source, options.size, options.out / "cache")
-    weights = {TrainSettings.architecture: options.weights, TEACHER["architecture"]: options.teacher_weights}
+    weights = {TrainSettings.architecture: options.weights, LARGER["architecture"]: options.teacher_weights}
     found: dict[str, list[dict[str, float]]] = {}
     for seed, direction in itertools.product(options.seeds, DIRECTIONS):
         prepared, looked_at = shared_out(data, labels, direction, options.images)

@@ -46,9 +46,11 @@ def test_a_setting_out_of_range_is_refused_by_its_flag_with_what_is_allowed(name
     assert str(error.value).startswith(f"{flag(name)} {value}: give ")
 
 
-def test_a_teacher_without_a_name_is_refused() -> None:
-    with pytest.raises(TrainError, match=r"^--teacher run, : give the folder of a run$"):
-        TrainSettings(teacher=("run", ""))
+@pytest.mark.parametrize(("teachers", "given"), [(("",), ""), (("run", ""), "run, ")])
+def test_a_teacher_without_a_name_is_refused(teachers: tuple[str, ...], given: str) -> None:
+    with pytest.raises(TrainError) as error:
+        TrainSettings(teacher=teachers)
+    assert str(error.value) == f"--teacher {given}: give the folder of a run"
 
 
 def test_a_setting_of_the_wrong_type_is_refused_by_name() -> None:

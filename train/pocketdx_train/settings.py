@@ -25,6 +25,8 @@ def flag(name: str) -> str:
 
 def shown(value: object) -> str:
     """A value of a field of `TrainSettings`, as it is given on the command line."""
+    if value in (None, ()):
+        return "not given"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -54,7 +54,7 @@ class Begun:
     def differences(self, now: Begun) -> list[str]:
         """What is not as it was, in words."""
         found = [
-            f"{flag(name)} was {shown(old) or 'not given'}"
+            f"{flag(name)} was {shown(old)}"
             for name, old in vars(self.settings).items()
             if old != getattr(now.settings, name)
         ]
