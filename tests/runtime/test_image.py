@@ -134,7 +134,7 @@ def test_a_pil_image_is_left_as_it_was(tmp_path: Path) -> None:
     exif[0x0112] = 6
     path.write_bytes(encode(corners(800, 600), "JPEG", exif=exif))
     picture = Image.open(path)
-    assert decode(picture, cover=32).shape == (800, 600, 3)
+    assert decode(picture).shape == (800, 600, 3)
     assert picture.size == (800, 600)
     assert picture.getexif()[0x0112] == 6
 
@@ -214,8 +214,6 @@ def test_load_is_decode_then_resize_to_the_bit(mode: str) -> None:
 def test_a_side_that_is_not_positive_is_the_callers_mistake(size: int) -> None:
     with pytest.raises(ValueError, match="positive"):
         load(corners(), size)
-    with pytest.raises(ValueError, match="positive"):
-        decode(corners(), cover=size)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pocketdx_runtime.image import decode, load, resize
+from pocketdx_runtime._formats import jpeg
+from pocketdx_runtime._formats.base import Decoded, Request
+from pocketdx_runtime.image import Limits, decode, load, resize
 
 
 def encode(picture: Image.Image, **options: object) -> bytes:
@@ -42,12 +44,11 @@ def phone_photos(photographs: list[Image.Image]) -> list[bytes]:
     return [encode(photo, quality=85) for photo in big]
 
 
-def test_a_12_megapixel_photo_differs_by_at_most_a_grey_level_or_two(phone_photos: list[bytes]) -> None:
+def test_a_12_megapixel_photo_differs_by_at_most_a_grey_level(phone_photos: list[bytes]) -> None:
     for data in phone_photos:
         difference = np.abs(load(data, 224) - full(data, 224))
-        assert difference.mean() < 0.2
-        assert (difference > 1).mean() < 0.001
-        assert difference.max() <= 2
+        assert difference.mean() < 0.15
+        assert difference.max() <= 1
 
 
 VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
@@ -72,9 +73,11 @@ def test_every_kind_of_jpeg_is_loaded_almost_as_if_decoded_in_full(
     for photo in photographs:
         data = VARIANTS[kind](photo.resize(size, Image.Resampling.LANCZOS))
         difference = np.abs(load(data, 96) - full(data, 96))
-        assert difference.mean() < 0.5
-        assert (difference > 1).mean() < 0.07
-        assert difference.max() <= 12
+        # Of chroma that was halved across alone, libjpeg makes something coarser than the means of blocks.
+        halved = kind == "half chroma"
+        assert difference.mean() < (0.4 if halved else 0.3)
+        assert (difference > 1).mean() < (0.05 if halved else 0.02)
+        assert difference.max() <= (12 if halved else 7)
 
 
 @pytest.mark.parametrize("size", [(1203, 1159), (1205, 1157), (1201, 1161)], ids=str)
@@ -85,41 +88,39 @@ def test_sides_that_the_scale_does_not_divide_shift_nothing(size: tuple[int, int
     picture[-13:, :] = 255
     data = encode(Image.fromarray(picture), quality=95)
     reference = full(data, 96)
-    assert np.abs(load(data, 96) - reference).max() <= 8
+    assert np.abs(load(data, 96) - reference).max() <= 5
     stretched = Image.open(io.BytesIO(data)).reduce(4).resize((96, 96), Image.Resampling.BILINEAR)
     assert np.abs(np.asarray(stretched)[:, :, None] - reference).max() > 16, "a shift has to show here"
 
 
-def test_a_12_megapixel_photo_is_decoded_at_a_quarter(phone_photos: list[bytes]) -> None:
-    assert decode(phone_photos[0], cover=224).shape == (756, 1008, 3)
+def scaled(data: bytes, size: int) -> Decoded:
+    """What `load` squashes."""
+    return jpeg.decode(data, Request(Limits(), size))
+
+
+def test_a_12_megapixel_photo_is_decoded_at_a_quarter_but_only_to_be_squashed(phone_photos: list[bytes]) -> None:
+    decoded = scaled(phone_photos[0], 224)
+    assert (decoded.picture.size, decoded.blocks) == ((1008, 756), (4, 4032, 3024))
     assert decode(phone_photos[0]).shape == (3024, 4032, 3)
 
 
-def test_a_picture_that_is_barely_large_enough_is_decoded_in_full() -> None:
-    data = encode(Image.new("RGB", (1000, 575)))
-    np.testing.assert_array_equal(decode(data, cover=96), decode(data))
-    assert decode(encode(Image.new("RGB", (1000, 576))), cover=96).shape == (288, 500, 3)
+def test_a_picture_that_is_barely_large_enough_is_decoded_in_full(photographs: list[Image.Image]) -> None:
+    data = encode(photographs[0].resize((1000, 575)))
+    np.testing.assert_array_equal(load(data, 96), resize(decode(data), 96))
+    assert scaled(encode(photographs[0].resize((1000, 576))), 96).blocks == (2, 1000, 576)
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 700), height=st.integers(1, 700), cover=st.integers(1, 120))
-def test_a_scaled_picture_stands_for_the_whole_and_keeps_twice_what_is_needed(
-    width: int, height: int, cover: int
+@given(width=st.integers(1, 700), height=st.integers(1, 700), size=st.integers(1, 120))
+def test_a_scaled_picture_keeps_three_times_what_is_needed_and_what_is_flat_stays_so(
+    width: int, height: int, size: int
 ) -> None:
-    pixels = decode(encode(Image.new("L", (width, height), 77)), cover=cover)
-    scale = width // pixels.shape[1]
-    assert pixels.shape == (height // scale, width // scale, 3)
-    assert (pixels.shape[0] * scale, pixels.shape[1] * scale) == (height, width)
-    if scale > 1:
-        assert min(pixels.shape[:2]) >= 2 * cover
-    assert (pixels == 77).all()
-
-
-@pytest.mark.parametrize("kind", ["grey", "CMYK", "progressive", "turned"])
-def test_load_agrees_with_decode_and_resize(photographs: list[Image.Image], kind: str) -> None:
-    data = VARIANTS[kind](photographs[0].resize((1600, 1200)))
-    assert decode(data, cover=96).shape[:2] in ((300, 400), (400, 300))
-    assert np.abs(load(data, 96).astype(int) - resize(decode(data, cover=96), 96)).max() <= 1
+    data = encode(Image.new("L", (width, height), 77))
+    decoded = scaled(data, size)
+    side = decoded.blocks.side if decoded.blocks else 1
+    assert decoded.picture.size == (-(-width // side), -(-height // side))
+    assert side == 1 or min(width, height) >= 3 * size * side
+    assert (load(data, size) == 77).all()
 
 
 def test_a_12_megapixel_photo_is_loaded_several_times_faster_than_in_full(phone_photos: list[bytes]) -> None:

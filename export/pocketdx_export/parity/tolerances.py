@@ -22,8 +22,8 @@ class Tolerances:
         pixel_max: grey levels, at the worst pixel. Pillow rounds to whole grey levels after each of its two passes,
             half a level each; the graph does not round.
         pixel_mean: grey levels, over a picture. A wrong filter, crop or half-pixel shift shows here first.
-        scaled_max, scaled_mean: the same where the runtime decodes a large JPEG at a reduced scale: 0.1 to 0.2 levels
-            on average for photographs, up to 0.45 on average and 11 at single pixels for sharp texture.
+        scaled_max, scaled_mean: the same where the runtime decodes a large JPEG at a reduced scale: 0.1 levels on
+            average and 1 or 2 at most for photographs, up to 0.36 and 10 for sharp texture with chroma halved across.
         logits_max, logits_mean: absolute difference, both sides fed the same pixels; divided by `logit_scale`.
         saturation_max: absolute difference of logits between integer kernels and the same graph computed in float, by
             `logit_scale`; rounding in another order makes a few hundredths, saturation whole logits.

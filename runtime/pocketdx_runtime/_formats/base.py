@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from PIL import Image
 
+from pocketdx_runtime._formats.blocks import Blocks
 from pocketdx_runtime.errors import ImageReason
 
 # A file cut into more parts (segments, chunks) than this is refused: no writer does that, and walking 64 MiB
@@ -43,15 +44,12 @@ class Request:
 
     Attributes:
         limits: what is refused unread.
-        cover: side of the square that the picture is going to be squashed to; None if not known. A format
-            that can decode at a smaller scale for less work may, as long as enough is left to squash.
-        whole: only by a scale that divides both sides, so that the result stands for the whole picture and
-            nothing beyond its edge.
+        cover: side of the square that the picture is going to be squashed to; None if every pixel is wanted. A
+            format that can decode at a smaller scale for less work may, as long as enough is left to squash.
     """
 
     limits: Limits
     cover: int | None = None
-    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +59,12 @@ class Decoded:
     Attributes:
         picture: loaded, mode ``L`` or ``RGB``, not yet turned.
         orientation: 1 to 8, as EXIF counts: how to turn it.
-        box: left, top, right, bottom of what the picture stands for, in its own pixels, where its last row or
-            column reaches beyond the edge because of a scale that does not divide the sides.
+        blocks: what the pixels of ``picture`` are the means of, if it was decoded at a smaller scale.
     """
 
     picture: Image.Image
     orientation: int = 1
-    box: tuple[float, float, float, float] | None = None
+    blocks: Blocks | None = None
 
 
 class RefusalError(Exception):
