@@ -25,7 +25,7 @@ from measure import circumstances, table
 from pocketdx_runtime.conform import to_plain
 from pocketdx_train.settings import TrainSettings, flag
 
-RECIPE: Mapping[str, Any] = {
+TEACHER: Mapping[str, Any] = {
     # All else is the default of `pocketdx train`. Chosen within `train` alone, never by test: learn from some kinds of
     # picture, look at others, as they are and under several simulated changes at once, as choose_recipe.py does. How
     # each choice fared there, and how little was tried, stands in RESULTS.md.
@@ -34,7 +34,11 @@ RECIPE: Mapping[str, Any] = {
     "lr": 1e-3,
     "epochs": 2,
 }
-"""Fields of `TrainSettings`."""
+"""Fields of `TrainSettings`, of a network that learns the labels."""
+
+TEACHERS = 3
+RECIPE: Mapping[str, Any] = {**TEACHER, "epochs": 4}
+"""Of the network that learns what so many of those say, in the mean; each has a seed of its own."""
 
 PUBLISHED = (
     ("ResNet-18, ImageNet weights, fine-tuned, 224 px (Doerrich et al., 2025)", ".980", ".911"),
@@ -72,9 +76,18 @@ class Outcome:
     passed: bool
 
 
-def settings_for(seed: int, weights: str) -> TrainSettings:
-    """The recipe with a seed and the weights to start from."""
-    return TrainSettings(**RECIPE, seed=seed, weights=weights)
+def settings_for(seed: int, weights: str, folder: Path) -> TrainSettings:
+    """The recipe with a seed and the weights to start from, taught by the runs in `folder`."""
+    teachers = tuple(str(folder / f"teacher-{number}") for number in range(1, TEACHERS + 1))
+    return TrainSettings(**RECIPE, seed=seed, weights=weights, teacher=teachers)
+
+
+def settings_of_teachers(pupil: TrainSettings) -> dict[str, TrainSettings]:
+    """By folder: a seed that no other network has, and the pupil's split, so that none learns what it is judged by."""
+    return {
+        folder: TrainSettings(**TEACHER, seed=1000 * number + pupil.seed, split_seed=pupil.seed, weights=pupil.weights)
+        for number, folder in enumerate(pupil.teacher, 1)
+    }
 
 
 def train_command(data: Path, run: Path, settings: TrainSettings, machine: Sequence[str]) -> list[str]:
@@ -90,17 +103,15 @@ def train_command(data: Path, run: Path, settings: TrainSettings, machine: Seque
 
 
 def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence[str], cache: Sequence[str]) -> Outcome:
-    """Train, export and compare one seed, or read what an earlier call left in `folder`.
+    """Train a seed's teachers and their pupil, export it and compare, or read what an earlier call left in `folder`.
 
     Raises:
         SystemExit: a command failed, or `folder` holds a run with other settings.
     """
     run, bundle, parity = folder / "run", folder / "bundle", folder / "parity.json"
-    if not (run / "run.json").is_file():
-        pocketdx([*train_command(data, run, settings, machine), *cache])
-    elif (found := json.loads((run / "run.json").read_text("utf-8"))["settings"]) != (wanted := to_plain(settings)):
-        other = ", ".join(name for name, value in wanted.items() if found.get(name) != value)
-        raise SystemExit(f"{run}: trained with another {other}; choose another --out")
+    seconds = 0.0
+    for each, its in (*settings_of_teachers(settings).items(), (str(run), settings)):
+        seconds += trained(data, Path(each), its, [*machine, *cache])["seconds"]
     if not (bundle / "manifest.json").is_file():
         only = ["--format", "onnx", "--precision", "fp32"]
         pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", *only])
@@ -110,7 +121,23 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
         aside = parity.with_suffix(".part")
         aside.write_text(answer, "utf-8")
         aside.replace(parity)
-    return outcome(json.loads((run / "run.json").read_text("utf-8")), json.loads(parity.read_text("utf-8")))
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    return outcome({**record, "seconds": seconds}, json.loads(parity.read_text("utf-8")))
+
+
+def trained(data: Path, run: Path, settings: TrainSettings, options: Sequence[str]) -> dict[str, Any]:
+    """What `run.json` says of a run, which is trained if it is not there.
+
+    Raises:
+        SystemExit: the command failed, or the run has other settings.
+    """
+    if not (run / "run.json").is_file():
+        pocketdx(train_command(data, run, settings, options))
+    record: dict[str, Any] = json.loads((run / "run.json").read_text("utf-8"))
+    if (found := record["settings"]) != (wanted := to_plain(settings)):
+        other = ", ".join(name for name, value in wanted.items() if found.get(name) != value)
+        raise SystemExit(f"{run}: trained with another {other}; choose another --out")
+    return record
 
 
 def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
@@ -188,13 +215,17 @@ def main() -> None:
     machine = ["--workers", str(options.workers)]
     outcomes = []
     for seed in options.seeds:
-        settings = settings_for(seed, options.weights)
-        outcomes.append(measure(options.data, options.out / f"seed-{seed}", settings, machine, cache))
+        folder = options.out / f"seed-{seed}"
+        outcomes.append(measure(options.data, folder, settings_for(seed, options.weights, folder), machine, cache))
         print(f"seed {seed}: AUC {outcomes[-1].auc:.4f}, accuracy {outcomes[-1].accuracy:.4f}", file=sys.stderr)
     print(report(outcomes))
-    settings = settings_for(options.seeds[0], "FILE" if options.weights != "imagenet" else "imagenet")
-    command = " ".join(train_command(Path("DATA"), Path("RUN"), settings, []))
-    print(f"\nParity over all {outcomes[0].images} test images. Each seed: `pocketdx {command}`\n")
+    settings = settings_for(options.seeds[0], "FILE" if options.weights != "imagenet" else "imagenet", Path())
+    commands = [
+        f"`pocketdx {' '.join(train_command(Path('DATA'), Path(run), its, []))}`"
+        for run, its in (*settings_of_teachers(settings).items(), ("RUN", settings))
+    ]
+    print(f"\nParity over all {outcomes[0].images} test images. Seed {settings.seed}:\n")
+    print("\n".join(f"- {command}" for command in commands), end="\n\n")
     print(circumstances(["torch", "torchvision", "lightning", "onnx"]))
 
 

@@ -28,7 +28,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from chest_xray import RECIPE
+from chest_xray import TEACHER
 from measure import circumstances, table
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -49,8 +49,8 @@ LARGER = {"architecture": "mobilenet_v2"}
 NTH = ("first", "second", "third")
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "recipe": {},
-    "a teacher": {"teacher": ("larger",), "epochs": 2 * RECIPE["epochs"]},
-    "three teachers": {"teacher": NTH, "epochs": 2 * RECIPE["epochs"]},
+    "a teacher": {"teacher": ("larger",), "epochs": 2 * TEACHER["epochs"]},
+    "three teachers": {"teacher": NTH, "epochs": 2 * TEACHER["epochs"]},
     "the teacher itself": LARGER,
     "slower": {"lr": 3e-4},
     "milder": {"augment": "medical"},
@@ -201,7 +201,7 @@ class Trial:
 
     def network(self, candidate: str) -> Network:
         """The candidate's, trained; where it has teachers, those before it."""
-        chosen = {**RECIPE, **CANDIDATES[candidate]}
+        chosen = {**TEACHER, **CANDIDATES[candidate]}
         start = self.weights[chosen.get("architecture", TrainSettings.architecture)]
         settings = TrainSettings(**chosen, size=self.size, weights=start, seed=self.seed)
         who = [TEACHERS[name] for name in settings.teacher]
@@ -255,7 +255,7 @@ def main() -> None:
     options = parser.parse_args()
     for direction in DIRECTIONS:
         (options.out / direction).mkdir(parents=True, exist_ok=True)
-    source = open_source(options.data, patient_regex=RECIPE["patient_regex"])
+    source = open_source(options.data, patient_regex=TEACHER["patient_regex"])
     labels = classes(source)
     data = decode_once(source, options.size, options.out / "cache")
     weights = {TrainSettings.architecture: options.weights, LARGER["architecture"]: options.teacher_weights}

@@ -226,30 +226,63 @@ def test_the_chest_xray_table_gives_mean_spread_targets_and_published_figures(be
 
 def test_the_recipe_becomes_flags_and_the_defaults_do_not(benchmark: Any, tmp_path: Path) -> None:
     module = benchmark("chest_xray")
-    command = module.train_command(Path("DATA"), tmp_path / "run", module.settings_for(2, "w.safetensors"), [])
+    settings = module.settings_for(2, "w.safetensors", tmp_path)
+    command = module.train_command(Path("DATA"), tmp_path / "run", settings, [])
     assert command[:4] == ["train", "DATA", "--out", str(tmp_path / "run")]
-    given = dict(zip(command[4::2], command[5::2], strict=True))
+    flags = list(zip(command[4::2], command[5::2], strict=True))
+    given = dict(flags)
     assert given["--seed"] == "2"
     assert given["--weights"] == "w.safetensors"
     assert given["--patient-regex"] == module.RECIPE["patient_regex"]
     assert "--size" not in given
+    teachers = [value for name, value in flags if name == "--teacher"]
+    assert teachers == [str(tmp_path / f"teacher-{number}") for number in (1, 2, 3)]
+
+
+def test_teachers_have_seeds_of_their_own_and_the_split_of_their_pupil(benchmark: Any, tmp_path: Path) -> None:
+    module = benchmark("chest_xray")
+    pupils = [module.settings_for(seed, "w.safetensors", tmp_path) for seed in (0, 1, 2)]
+    by_pupil = [module.settings_of_teachers(pupil) for pupil in pupils]
+    seeds = [each.seed for each in pupils] + [each.seed for of in by_pupil for each in of.values()]
+    assert len(set(seeds)) == 12
+    for pupil, teachers in zip(pupils, by_pupil, strict=True):
+        assert tuple(teachers) == pupil.teacher
+        for each in teachers.values():
+            assert (each.split_seed, each.weights, each.teacher) == (pupil.seed, "w.safetensors", ())
 
 
 def test_a_training_that_was_stopped_goes_on(benchmark: Any, tmp_path: Path) -> None:
     (tmp_path / "run.unfinished").mkdir()
     (tmp_path / "run.unfinished" / "begun.json").touch()
     module = benchmark("chest_xray")
-    assert module.train_command(Path("D"), tmp_path / "run", module.settings_for(0, "none"), [])[-1] == "--resume"
+    settings = module.settings_for(0, "none", tmp_path)
+    assert module.train_command(Path("D"), tmp_path / "run", settings, [])[-1] == "--resume"
 
 
 def test_a_run_with_another_recipe_is_not_taken_for_this_one(benchmark: Any, tmp_path: Path) -> None:
     module = benchmark("chest_xray")
-    settings = module.settings_for(0, "none")
+    settings = module.settings_for(0, "none", tmp_path)
     (tmp_path / "run").mkdir()
     other = asdict(settings) | {"epochs": 77}
     (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": other}))
     with pytest.raises(SystemExit, match="another epochs"):
-        module.measure(Path("DATA"), tmp_path, settings, [], [])
+        module.trained(Path("DATA"), tmp_path / "run", settings, [])
+
+
+def test_a_seed_counts_the_minutes_of_its_teachers_too(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("chest_xray")
+    settings = module.settings_for(1, "none", tmp_path)
+    for folder, each in {**module.settings_of_teachers(settings), str(tmp_path / "run"): settings}.items():
+        Path(folder).mkdir()
+        record = {**RUN, "settings": asdict(each)}
+        Path(folder, "run.json").write_text(json.dumps(record))
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").touch()
+    (tmp_path / "parity.json").write_text(json.dumps(parity_of(1e-6, 1.0)))
+    monkeypatch.setattr(module, "pocketdx", pytest.fail)
+    assert module.measure(Path("DATA"), tmp_path, settings, [], []).minutes == 4 * 10.0
 
 
 def save_settled_weights(path: Path) -> None:
@@ -269,7 +302,7 @@ def save_settled_weights(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_chest_xray_benchmark_trains_once_and_then_only_reports(tmp_path: Path) -> None:
+def test_the_chest_xray_benchmark_trains_three_teachers_and_a_pupil_once_and_then_only_reports(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in {"train": 12, "test": 4}.items():
         for number, (kind, level) in enumerate({"NORMAL": 90, "PNEUMONIA": 160}.items()):
@@ -294,7 +327,7 @@ def test_the_chest_xray_benchmark_trains_once_and_then_only_reports(tmp_path: Pa
     assert first.returncode == 0, first.stderr
     assert "| seed 7 |" in first.stdout
     assert "Parity over all 8 test images" in first.stdout
-    assert first.stderr.count("pocketdx train ...") == 1
+    assert first.stderr.count("pocketdx train ...") == 4
 
     again = call("chest_xray", *arguments, "--cache", tmp_path / "cache")
     assert again.stdout.splitlines()[:3] == first.stdout.splitlines()[:3]
