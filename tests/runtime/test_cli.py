@@ -233,6 +233,28 @@ cli.main(["many"])
 """
 
 
+WAITING = """
+import atexit, os, sys
+from pocketdx_runtime import cli
+names = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT")
+loaded = "numpy" in sys.modules
+atexit.register(lambda: print(*(os.environ[name] for name in names), loaded))
+cli.main(["--version"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [({}, "PASSIVE 20"), ({"OMP_WAIT_POLICY": "ACTIVE", "OPENBLAS_THREAD_TIMEOUT": "26"}, "ACTIVE 26")],
+)
+def test_threads_that_wait_sleep_unless_the_user_has_chosen(chosen: dict[str, str], found: str) -> None:
+    """It is set before NumPy is there, which reads it once."""
+    names = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, env={**others, **chosen})
+    assert done.stdout.splitlines()[-1] == f"{found} False"
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     process = subprocess.Popen([sys.executable, "-c", MANY_LINES], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
