@@ -1,4 +1,4 @@
-"""Train on the paediatric chest X-rays of Kermany et al. (2018), once a seed; export; compare; report.
+"""Train on the paediatric chest X-rays of Kermany et al. (2018), export, compare and report: a pupil of three a seed.
 
 DATA holds `train` and `test`, each with a folder per class (NORMAL, PNEUMONIA), the file names as published: they tell
 the patients, by whom validation is split off `train`. `test` is looked at once, by the finished network. Seeds whose
@@ -59,7 +59,7 @@ class Outcome:
         seed: of the training.
         auc: on test, in [0, 1].
         accuracy: on test, in [0, 1].
-        minutes: of the training, evaluation included.
+        minutes: of all four trainings, evaluation included.
         images: of the test split that were compared.
         logits: largest difference between the exported file's logits and the network's, fed the same pixels.
         agreement: share of the images with the same top-1, each side with its own decoding, by the worst road.
