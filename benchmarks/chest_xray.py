@@ -82,12 +82,16 @@ def settings_for(seed: int, weights: str, folder: Path) -> TrainSettings:
     return TrainSettings(**RECIPE, seed=seed, weights=weights, teacher=teachers)
 
 
-def settings_of_teachers(pupil: TrainSettings) -> dict[str, TrainSettings]:
-    """By folder: a seed that no other network has, and the pupil's split, so that none learns what it is judged by."""
-    return {
+def trainings(run: str, pupil: TrainSettings) -> dict[str, TrainSettings]:
+    """By folder, in order: the teachers and then the pupil, in `run`.
+
+    Each teacher has a seed that no other network has, and the pupil's split, so that none learns what it is judged by.
+    """
+    teachers = {
         folder: TrainSettings(**TEACHER, seed=1000 * number + pupil.seed, split_seed=pupil.seed, weights=pupil.weights)
         for number, folder in enumerate(pupil.teacher, 1)
     }
+    return {**teachers, run: pupil}
 
 
 def train_command(data: Path, run: Path, settings: TrainSettings, machine: Sequence[str]) -> list[str]:
@@ -109,9 +113,10 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
         SystemExit: a command failed, or `folder` holds a run with other settings.
     """
     run, bundle, parity = folder / "run", folder / "bundle", folder / "parity.json"
-    seconds = 0.0
-    for each, its in (*settings_of_teachers(settings).items(), (str(run), settings)):
-        seconds += trained(data, Path(each), its, [*machine, *cache])["seconds"]
+    networks = trainings(str(run), settings)
+    # A list: a run with other settings is refused before any is trained.
+    for each in [each for each, its in networks.items() if not is_trained(Path(each), its)]:
+        pocketdx([*train_command(data, Path(each), networks[each], machine), *cache])
     if not (bundle / "manifest.json").is_file():
         only = ["--format", "onnx", "--precision", "fp32"]
         pocketdx(["export", str(run), "--out", str(bundle), "--name", "chest-xray", *only])
@@ -121,23 +126,23 @@ def measure(data: Path, folder: Path, settings: TrainSettings, machine: Sequence
         aside = parity.with_suffix(".part")
         aside.write_text(answer, "utf-8")
         aside.replace(parity)
-    record = json.loads((run / "run.json").read_text("utf-8"))
-    return outcome({**record, "seconds": seconds}, json.loads(parity.read_text("utf-8")))
+    records = [json.loads(Path(each, "run.json").read_text("utf-8")) for each in networks]
+    seconds = sum(each["seconds"] for each in records)
+    return outcome({**records[-1], "seconds": seconds}, json.loads(parity.read_text("utf-8")))
 
 
-def trained(data: Path, run: Path, settings: TrainSettings, options: Sequence[str]) -> dict[str, Any]:
-    """What `run.json` says of a run, which is trained if it is not there.
+def is_trained(run: Path, settings: TrainSettings) -> bool:
+    """Whether the run is there.
 
     Raises:
-        SystemExit: the command failed, or the run has other settings.
+        SystemExit: it is, but with other settings.
     """
     if not (run / "run.json").is_file():
-        pocketdx(train_command(data, run, settings, options))
-    record: dict[str, Any] = json.loads((run / "run.json").read_text("utf-8"))
-    if (found := record["settings"]) != (wanted := to_plain(settings)):
+        return False
+    if (found := json.loads((run / "run.json").read_text("utf-8"))["settings"]) != (wanted := to_plain(settings)):
         other = ", ".join(name for name, value in wanted.items() if found.get(name) != value)
         raise SystemExit(f"{run}: trained with another {other}; choose another --out")
-    return record
+    return True
 
 
 def outcome(run: Mapping[str, Any], parity: Mapping[str, Any]) -> Outcome:
@@ -222,7 +227,7 @@ def main() -> None:
     settings = settings_for(options.seeds[0], "FILE" if options.weights != "imagenet" else "imagenet", Path())
     commands = [
         f"`pocketdx {' '.join(train_command(Path('DATA'), Path(run), its, []))}`"
-        for run, its in (*settings_of_teachers(settings).items(), ("RUN", settings))
+        for run, its in trainings("RUN", settings).items()
     ]
     print(f"\nParity over all {outcomes[0].images} test images. Seed {settings.seed}:\n")
     print("\n".join(f"- {command}" for command in commands), end="\n\n")

@@ -242,12 +242,13 @@ def test_the_recipe_becomes_flags_and_the_defaults_do_not(benchmark: Any, tmp_pa
 def test_teachers_have_seeds_of_their_own_and_the_split_of_their_pupil(benchmark: Any, tmp_path: Path) -> None:
     module = benchmark("chest_xray")
     pupils = [module.settings_for(seed, "w.safetensors", tmp_path) for seed in (0, 1, 2)]
-    by_pupil = [module.settings_of_teachers(pupil) for pupil in pupils]
-    seeds = [each.seed for each in pupils] + [each.seed for of in by_pupil for each in of.values()]
-    assert len(set(seeds)) == 12
-    for pupil, teachers in zip(pupils, by_pupil, strict=True):
-        assert tuple(teachers) == pupil.teacher
-        for each in teachers.values():
+    by_pupil = [module.trainings("run", pupil) for pupil in pupils]
+    assert len({each.seed for networks in by_pupil for each in networks.values()}) == 12
+    for pupil, networks in zip(pupils, by_pupil, strict=True):
+        assert tuple(networks) == (*pupil.teacher, "run")
+        *teachers, last = networks.values()
+        assert last == pupil
+        for each in teachers:
             assert (each.split_seed, each.weights, each.teacher) == (pupil.seed, "w.safetensors", ())
 
 
@@ -259,14 +260,17 @@ def test_a_training_that_was_stopped_goes_on(benchmark: Any, tmp_path: Path) -> 
     assert module.train_command(Path("D"), tmp_path / "run", settings, [])[-1] == "--resume"
 
 
-def test_a_run_with_another_recipe_is_not_taken_for_this_one(benchmark: Any, tmp_path: Path) -> None:
+def test_a_run_with_another_recipe_is_not_taken_for_this_one(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = benchmark("chest_xray")
+    monkeypatch.setattr(module, "pocketdx", lambda _: pytest.fail("teachers are not to be trained for it"))
     settings = module.settings_for(0, "none", tmp_path)
     (tmp_path / "run").mkdir()
     other = asdict(settings) | {"epochs": 77}
     (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": other}))
     with pytest.raises(SystemExit, match="another epochs"):
-        module.trained(Path("DATA"), tmp_path / "run", settings, [])
+        module.measure(Path("DATA"), tmp_path, settings, [], [])
 
 
 def test_a_seed_counts_the_minutes_of_its_teachers_too(
@@ -274,7 +278,7 @@ def test_a_seed_counts_the_minutes_of_its_teachers_too(
 ) -> None:
     module = benchmark("chest_xray")
     settings = module.settings_for(1, "none", tmp_path)
-    for folder, each in {**module.settings_of_teachers(settings), str(tmp_path / "run"): settings}.items():
+    for folder, each in module.trainings(str(tmp_path / "run"), settings).items():
         Path(folder).mkdir()
         record = {**RUN, "settings": asdict(each)}
         Path(folder, "run.json").write_text(json.dumps(record))

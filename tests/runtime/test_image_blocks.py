@@ -47,10 +47,9 @@ def test_no_other_weights_do_better_on_random_walks() -> None:
     first, weights = estimate(length, side, size)
     walks = np.cumsum(RNG.normal(0, 1, (40_000, length)), axis=1)
     kept = walks.reshape(-1, length // side, side).mean(2)
-    _, filters = blocks._bilinear(length, size)
+    starts, filters = blocks._bilinear(length, size)
     row = 5
-    begin = blocks._bilinear(length, size)[0][row]
-    wanted = walks[:, begin : begin + filters.shape[1]] @ filters[row]
+    wanted = walks[:, starts[row] : starts[row] + filters.shape[1]] @ filters[row]
     near = kept[:, first[row] : first[row] + weights.shape[1]]
     least = ((near @ weights[row] - wanted) ** 2).mean()
     for _ in range(20):
